@@ -1,0 +1,177 @@
+"""One training loop for everything: resumable, with EMA, clipping, accumulation, cosine schedule, NaN stop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from adapt.errors import AdaptError
+from adapt.seeds import generator_of, seed_of
+from adapt.workspace import write_torch
+
+ComputeLosses = Callable[[nn.Module, Generator], dict[str, Tensor]]
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how fast to train; one field, one meaning.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate: peak of the cosine schedule.
+        warmup: steps of linear warm-up.
+        final_rate: last learning rate as a share of the peak.
+        ema_decay: decay of the weight average that is returned.
+        clip: largest gradient norm.
+        weight_decay: decoupled weight decay.
+        accumulate: micro-batches a step; `compute_losses` is called once for each.
+        seed: start of every random draw.
+        save_seconds: time between two checkpoints.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: int = 0
+    final_rate: float = 0.02
+    ema_decay: float = 0.999
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    seed: int = 0
+    save_seconds: float = 60.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at `step` as a share of the peak."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The averaged network and the mean losses of every logged interval (each with its `step`)."""
+
+    module: nn.Module
+    losses: tuple[dict[str, float], ...]
+
+
+def mixed_precision(device: torch.device) -> str:
+    """`"bf16"` where the device computes in it natively, else `"no"`."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def make_accelerator(device: torch.device, precision: str = "auto") -> Accelerator:
+    """The accelerator of this process; `precision` is `auto`, `no`, `bf16` or `fp16`."""
+    chosen = mixed_precision(device) if precision == "auto" else precision
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=chosen)
+
+
+def train(
+    module: nn.Module,
+    compute_losses: ComputeLosses,
+    plan: TrainingPlan,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    on_step: OnStep | None = None,
+    log_every: int = 25,
+) -> Trained:
+    """Trains a copy of `module` and returns its weight average in eval mode.
+
+    `compute_losses(module, generator)` returns the named terms of the loss of one micro-batch, already weighted; all of
+    its randomness comes from the generator, which depends on the seed, the step and the micro-batch alone. A run that
+    was killed continues from `checkpoint` and ends with the result it would have had.
+
+    Raises:
+        AdaptError: a loss is not finite; the message names it.
+    """
+    net, optimizer = _prepare(module, plan, accelerator)
+    average = AveragedModel(accelerator.unwrap_model(net), multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+    start, history = _resume(checkpoint, net, average, optimizer, accelerator)
+    running: list[dict[str, float]] = []
+    saved = time.monotonic()
+    for step in range(start, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * plan.rate(step)
+        terms = _one_step(net, optimizer, compute_losses, plan, accelerator, step)
+        average.update_parameters(accelerator.unwrap_model(net))
+        running.append(terms)
+        if (step + 1) % log_every == 0 or step + 1 == plan.steps:
+            entry = {name: sum(t[name] for t in running) / len(running) for name in running[0]}
+            history.append({"step": step + 1, **entry})
+            running = []
+        if on_step is not None:
+            on_step(step + 1, terms)
+        if time.monotonic() - saved > plan.save_seconds and accelerator.is_main_process and not running:
+            _save(checkpoint, net, average, optimizer, accelerator, step + 1, history)
+            saved = time.monotonic()
+    return Trained(copy.deepcopy(average.module).eval(), tuple(history))
+
+
+def _prepare(module: nn.Module, plan: TrainingPlan, accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer]:
+    net = copy.deepcopy(module).train().to(memory_format=torch.channels_last)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+    return accelerator.prepare(net, optimizer)
+
+
+def _one_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    compute_losses: ComputeLosses,
+    plan: TrainingPlan,
+    accelerator: Accelerator,
+    step: int,
+) -> dict[str, float]:
+    terms: dict[str, float] = {}
+    for micro in range(plan.accumulate):
+        generator = generator_of("train", plan.seed, step, micro, accelerator.process_index)
+        torch.manual_seed(seed_of("layers", plan.seed, step, micro))
+        with accelerator.autocast():
+            losses = compute_losses(net, generator)
+        for name, value in losses.items():
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise AdaptError(
+                    f"loss {name!r} became {number} at step {step + 1} of {plan.steps}: training stopped, the weights of "
+                    "the last round are kept; lower --set finetune.learning_rate and run the same command again"
+                )
+            terms[name] = terms.get(name, 0.0) + number / plan.accumulate
+        accelerator.backward(sum(losses.values()) / plan.accumulate)
+    accelerator.clip_grad_norm_(net.parameters(), plan.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return terms
+
+
+def _save(path, net, average, optimizer, accelerator, step: int, history: list[dict[str, float]]) -> None:
+    state = {
+        "module": accelerator.unwrap_model(net).state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "history": history,
+    }
+    write_torch(path, state)
+
+
+def _resume(path, net, average, optimizer, accelerator) -> tuple[int, list[dict[str, float]]]:
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    accelerator.unwrap_model(net).load_state_dict(state["module"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["history"]
