@@ -90,3 +90,27 @@ def _restoration_scores(module: Callable[[Tensor], Tensor], clean: Tensor, degra
     lq = fixed_pairs(clean, degrade)
     restored = torch.cat([module(part) for part in lq.split(16)])
     return {"psnr_lq": float(psnr(lq, clean).mean()), "psnr": float(psnr(restored, clean).mean())}
+
+
+def prior_job(bank: ImageBank, validation: Tensor, codec: nn.Module, schedule, plan: TrainingPlan, batch: int) -> Pretraining:
+    """The unconditional latent denoiser."""
+    from pseudo_targets.pretrain import error_by_timestep, prior_losses
+    from pseudo_targets.priors import build_mini_unet, mini_context
+
+    variance = latent_variance(bank, codec)
+    torch.manual_seed(plan.seed)
+    unet = build_mini_unet(codec.channels, validation.shape[-1] // codec.patch)
+
+    def losses(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        return prior_losses(module, codec.encode(bank.draw(batch, generator)), schedule, mini_context(), variance, generator)
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        timesteps = [t for t in (25, 50, 100, 200, 400, 600, 800, 950) if t < len(schedule)]
+        return error_by_timestep(module, codec.encode(validation), schedule, mini_context(), variance, timesteps)
+
+    return Pretraining("prior", unet, losses, validate, plan)
+
+
+def latent_variance(bank: ImageBank, codec: nn.Module) -> Tensor:
+    """Variance of each latent channel over the training images, `[C]`."""
+    return codec.encode(bank.images[:: max(1, len(bank) // 512)].float()).var((0, 2, 3))

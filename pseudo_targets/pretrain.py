@@ -1,0 +1,111 @@
+"""Training signals of the mini family: degradation removal, prior, IRControlNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pseudo_targets.priors import Condition, denoiser_output
+from pseudo_targets.removal import DegradationRemoval
+from pseudo_targets.schedule import NoiseSchedule
+
+Degrade = Callable[[Tensor, Generator], Tensor]
+Cleaner = Callable[[Tensor], Tensor]
+
+
+def removal_losses(module: nn.Module, clean: Tensor, degrade: Degrade, codec: nn.Module, generator: Generator) -> dict[str, Tensor]:
+    """Mean squared error of the cleaned latent, which for an orthonormal transform is that of the image."""
+    with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
+        target, latent = codec.encode(clean), codec.encode(degrade(clean, generator))
+    return {"mse": ((latent + module.net(latent, 0).sample - target) ** 2).mean()}
+
+
+def prior_losses(
+    module: nn.Module, latent: Tensor, schedule: NoiseSchedule, context: Tensor, variance: Tensor, generator: Generator
+) -> dict[str, Tensor]:
+    """Error of the unconditional denoiser at uniformly drawn timesteps; see `denoising_error`."""
+    return {"v": denoising_error(module, None, latent, None, schedule, context, variance, generator)}
+
+
+def control_losses(
+    control: nn.Module,
+    unet: nn.Module,
+    latent: Tensor,
+    condition: Tensor,
+    schedule: NoiseSchedule,
+    context: Tensor,
+    variance: Tensor,
+    generator: Generator,
+) -> dict[str, Tensor]:
+    """Error of the frozen denoiser steered by the control being trained (DiffBIR, equation 4)."""
+    error = denoising_error(unet, control, latent, Condition(condition), schedule, context, variance, generator)
+    return {"v": error}
+
+
+def denoising_error(
+    unet: nn.Module,
+    control: nn.Module | None,
+    latent: Tensor,
+    condition: Condition | None,
+    schedule: NoiseSchedule,
+    context: Tensor,
+    variance: Tensor,
+    generator: Generator,
+) -> Tensor:
+    """Squared error of the network output, each channel divided by what its target varies by.
+
+    `variance` `[C]` is the variance of the latent's channels. Without the division the mean brightness, whose channel
+    varies a thousand times more than fine detail, would take the whole loss at high noise. The conditional mean, which
+    is what the network learns, is the same for any positive weight.
+    """
+    timestep = torch.randint(len(schedule), (len(latent),), generator=generator)
+    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    x_t = schedule.q_sample(latent, timestep, noise)
+    output = denoiser_output(unet, control, x_t, timestep, context.expand(len(latent), -1, -1), condition)
+    abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
+    weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
+    return (weight * (output.float() - schedule.target(latent, noise, timestep)) ** 2).mean()
+
+
+@torch.no_grad()
+def clean_condition(clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner], codec: nn.Module, generator: Generator) -> Tensor:
+    """The control's condition: the latent of a degraded image cleaned by one of several cleaners, drawn by batch.
+
+    Several cleaners make the control tolerate the restorer that adaptation changes round by round.
+    """
+    choice = int(torch.randint(len(cleaners), (1,), generator=generator))
+    with torch.autocast(clean.device.type, enabled=False):
+        lq = degrade(clean, generator)
+    return codec.encode(cleaners[choice](lq).float().clamp(0, 1))
+
+
+@torch.no_grad()
+def error_by_timestep(
+    unet: nn.Module, latent: Tensor, schedule: NoiseSchedule, context: Tensor, variance: Tensor, timesteps: Sequence[int]
+) -> dict[str, float]:
+    """The weighted error of the prior at each timestep on validation latents, with fixed noise."""
+    noise = torch.randn(latent.shape, generator=Generator().manual_seed(0)).to(latent)
+    result = {}
+    for t in timesteps:
+        timestep = torch.full((len(latent),), t)
+        x_t = schedule.q_sample(latent, timestep, noise)
+        output = denoiser_output(unet, None, x_t, timestep, context.expand(len(latent), -1, -1), None)
+        abar = schedule.level(t).to(latent)
+        weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
+        result[f"v_{t}"] = float((weight * (output - schedule.target(latent, noise, timestep)) ** 2).mean())
+    return result
+
+
+__all__ = [
+    "Cleaner",
+    "DegradationRemoval",
+    "Degrade",
+    "clean_condition",
+    "control_losses",
+    "denoising_error",
+    "error_by_timestep",
+    "prior_losses",
+    "removal_losses",
+]

@@ -1,0 +1,139 @@
+"""What a diffusion prior is, and the latent prior with its IRControlNet at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from pseudo_targets.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What steers the prior: the latent of the cleaned image `[B, C, h, w]` and the strength of the control."""
+
+    latent: Tensor
+    strength: float = 1.0
+
+
+class Prior(Protocol):
+    """A denoiser of images with a latent space of its own; `encode` and `decode` are the identity for pixel priors."""
+
+    name: str
+    resolution: int
+    schedule: NoiseSchedule
+    licence: str
+    weights_sha256: str
+
+    def encode(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` in `[0, 1]` -> latent `[B, C, h, w]`."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent `[B, C, h, w]` -> `[B, 3, H, W]`, about `[0, 1]`."""
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> Tensor:
+        """Estimates x0 from `x_t` `[B, C, h, w]` at `timestep` `[B]`; unconditional without a condition."""
+
+
+class Codec(Protocol):
+    """The two calls of a latent space."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` in `[0, 1]` -> latent."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent -> `[B, 3, H, W]`, about `[0, 1]`."""
+
+
+class LatentPrior(nn.Module):
+    """A latent UNet, optionally steered by an IRControlNet: the mini family and Stable Diffusion based priors alike.
+
+    Args:
+        codec: latent space.
+        unet: denoiser whose output `schedule.prediction_type` explains.
+        control: IRControlNet, or None for a prior that can only draw.
+        schedule: noise levels.
+        resolution: side in pixels the prior was trained at.
+        context: `[1, tokens, width]`, the embedding of the empty prompt.
+    """
+
+    context: Tensor
+
+    def __init__(
+        self,
+        codec: nn.Module,
+        unet: UNet2DConditionModel,
+        control: ControlNetModel | None,
+        schedule: NoiseSchedule,
+        resolution: int,
+        context: Tensor,
+        name: str,
+        licence: str,
+        weights_sha256: str,
+    ) -> None:
+        super().__init__()
+        self.codec, self.unet, self.control = codec, unet, control
+        self.schedule, self.resolution, self.name = schedule, resolution, name
+        self.licence, self.weights_sha256 = licence, weights_sha256
+        self.register_buffer("context", context)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` in `[0, 1]` -> latent `[B, C, h, w]`."""
+        return self.codec.encode(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent `[B, C, h, w]` -> `[B, 3, H, W]`, about `[0, 1]`."""
+        return self.codec.decode(latent)
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> Tensor:
+        """Estimates x0 from `x_t` `[B, C, h, w]` at `timestep` `[B]`; unconditional without a condition."""
+        context = self.context.expand(len(x_t), -1, -1)
+        output = denoiser_output(self.unet, self.control, x_t, timestep, context, condition)
+        return self.schedule.to_x0(output.float(), x_t, timestep)
+
+
+def denoiser_output(
+    unet: nn.Module, control: nn.Module | None, x_t: Tensor, timestep: Tensor, context: Tensor, condition: Condition | None
+) -> Tensor:
+    """One call of the UNet with the control's residuals added, in the UNet's own parameterisation.
+
+    Raises:
+        ValueError: a condition was given to a prior without control.
+    """
+    timestep = timestep.to(x_t.device)
+    if condition is None:
+        return unet(x_t, timestep, context).sample
+    if control is None:
+        raise ValueError("this prior has no IRControlNet: it can draw faces but not restore photos; load one with control")
+    down, middle = control(
+        x_t, timestep, context, condition.latent, conditioning_scale=condition.strength, return_dict=False
+    )
+    return unet(
+        x_t, timestep, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
+    ).sample
+
+
+def build_mini_unet(channels: int, size: int, widths: tuple[int, ...] = (64, 128, 192)) -> UNet2DConditionModel:
+    """The mini denoiser: attention only at the coarsest level, one token of context for later prompts."""
+    plain = len(widths) - 1
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def mini_context() -> Tensor:
+    """The empty prompt of the mini family, `[1, 1, 64]`."""
+    return torch.zeros(1, 1, 64)
