@@ -1,0 +1,204 @@
+"""The learned camera: what turns a clean face into a photo of this camera, fitted without ground truth.
+
+`photo = mean(clean) + sigma(mean) * n`: the mean response is a linear filter plus a small network, the noise is
+Gaussian with a strength that depends on brightness and a full cross-spectrum between the colour channels. It is fitted
+on (pseudo target, photo) pairs and then matched to the photos' power spectrum without pairs, because pairs made from
+restored photos cannot show the blur that the restorer left in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+BINS = 8  # brightness levels at which the noise strength is known
+LOWEST = 0.06  # cycles a pixel; below it content, not the camera, decides the spectrum
+
+
+class LearnedCamera(nn.Module):
+    """Clean image `[B, 3, S, S]` -> photo of the camera, same shape, `[0, 1]`.
+
+    Args:
+        size: side in pixels; the noise spectrum belongs to it.
+    """
+
+    sigma: Tensor
+    noise_root: Tensor
+    blur_gain: Tensor
+    noise_gain: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.linear = nn.Conv2d(3, 3, 11, padding=5, padding_mode="reflect")
+        self.curve = nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            nn.Conv2d(24, 24, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            nn.Conv2d(24, 3, 3, padding=1, padding_mode="reflect"),
+        )
+        nn.init.zeros_(self.linear.bias)
+        nn.init.dirac_(self.linear.weight)
+        nn.init.zeros_(self.curve[-1].weight)
+        nn.init.zeros_(self.curve[-1].bias)
+        half = size // 2 + 1
+        self.register_buffer("sigma", torch.zeros(3, BINS))
+        self.register_buffer("noise_root", torch.zeros(size, half, 3, 3, 2))  # real and imaginary part
+        self.register_buffer("blur_gain", torch.ones(size, half))
+        self.register_buffer("noise_gain", torch.ones(size, half))
+
+    def response(self, clean: Tensor) -> Tensor:
+        """The mean response before the spectrum match, differentiable."""
+        linear = self.linear(clean)
+        return linear + self.curve(linear)
+
+    def mean(self, clean: Tensor) -> Tensor:
+        """The expected photo of a clean image."""
+        spectrum = torch.fft.rfft2(self.response(clean))
+        return torch.fft.irfft2(spectrum * self.blur_gain, s=(self.size, self.size))
+
+    def noise(self, mean: Tensor, generator: Generator) -> Tensor:
+        """Noise with the camera's spectrum, as strong as the brightness of `mean` says."""
+        white = torch.randn(mean.shape, generator=generator).to(mean)
+        root = torch.view_as_complex(self.noise_root) * self.noise_gain[..., None, None]
+        coloured = torch.einsum("hwij,bjhw->bihw", root, torch.fft.rfft2(white))
+        return torch.fft.irfft2(coloured, s=(self.size, self.size)) * self.strength(mean)
+
+    def strength(self, mean: Tensor) -> Tensor:
+        """Standard deviation of the noise at each pixel, linear between the known brightness levels."""
+        position = (local_brightness(mean) * BINS - 0.5).clamp(0, BINS - 1.001)
+        low = position.floor().long()
+        fraction = position - low
+        table = self.sigma.unsqueeze(0).expand(len(mean), -1, -1)  # [B, 3, BINS]
+        below = table.gather(2, low.expand(-1, 3, -1, -1).flatten(2)).view(mean.shape)
+        above = table.gather(2, (low + 1).expand(-1, 3, -1, -1).flatten(2)).view(mean.shape)
+        return below + (above - below) * fraction
+
+    @torch.no_grad()
+    def forward(self, clean: Tensor, generator: Generator) -> Tensor:
+        mean = self.mean(clean)
+        return (mean + self.noise(mean, generator)).clamp(0, 1)
+
+
+def local_brightness(image: Tensor) -> Tensor:
+    """Brightness around each pixel, `[B, 3, H, W]` -> `[B, 1, H, W]` in `[0, 1]`."""
+    return F.avg_pool2d(F.pad(image.mean(1, keepdim=True), (2,) * 4, mode="replicate"), 5, stride=1).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class CameraFit:
+    """How the camera is fitted.
+
+    Attributes:
+        steps: optimiser steps of the mean response.
+        batch: pairs a step.
+        learning_rate: of Adam.
+        spectrum_match: whether the spectrum is matched to the photos without pairs.
+    """
+
+    steps: int = 300
+    batch: int = 8
+    learning_rate: float = 2e-3
+    spectrum_match: bool = True
+
+
+def fit_camera(
+    clean: Tensor, photos: Tensor, bank: Tensor, plan: CameraFit, seed: int, on_step: Callable[[int], None] | None = None
+) -> LearnedCamera:
+    """Fits the camera on pairs, then matches its output on unrelated clean faces to the photos.
+
+    Args:
+        clean: `[N, 3, S, S]`, the clean side of each pair (mean of the pseudo targets' candidates).
+        photos: `[N, 3, S, S]`, what the camera made of them.
+        bank: `[M, 3, S, S]`, clean faces for the spectrum match.
+        seed: of every draw made while fitting.
+    """
+    camera = LearnedCamera(clean.shape[-1]).to(clean.device)
+    _fit_mean(camera, clean, photos, plan, seed, on_step)
+    with torch.no_grad():
+        _fit_noise(camera, clean, photos)
+        if plan.spectrum_match:
+            _match_spectrum(camera, bank, photos, seed)
+    return camera.eval().requires_grad_(False)
+
+
+def _fit_mean(
+    camera: LearnedCamera, clean: Tensor, photos: Tensor, plan: CameraFit, seed: int, on_step: Callable[[int], None] | None
+) -> None:
+    generator = Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam(camera.parameters(), plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps, plan.learning_rate * 0.05)
+    for step in range(plan.steps):
+        index = torch.randint(len(clean), (plan.batch,), generator=generator)
+        loss = F.mse_loss(camera.response(clean[index]), photos[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if on_step is not None:
+            on_step(step + 1)
+
+
+def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:
+    mean = torch.cat([camera.response(part) for part in clean.split(16)])
+    residual = photos - mean
+    bins = (local_brightness(mean) * BINS).long().clamp(0, BINS - 1).expand(-1, 3, -1, -1)
+    total = torch.stack([residual[:, c].square().mean() for c in range(3)])
+    for channel in range(3):
+        for level in range(BINS):
+            values = residual[:, channel][bins[:, channel] == level]
+            # A level that is hardly seen borrows the overall strength, as if it had been seen 500 times at it.
+            variance = (values.square().sum() + 500 * total[channel]) / (len(values) + 500)
+            camera.sigma[channel, level] = variance.sqrt()
+    unit = residual / camera.strength(mean).clamp(min=1e-4)
+    unit = unit - unit.mean((2, 3), keepdim=True)
+    spectrum = torch.fft.rfft2(unit, norm="ortho")
+    cross = torch.einsum("bihw,bjhw->hwij", spectrum, spectrum.conj()) / len(unit)
+    # An eigen root, because gray photos make the cross-spectrum singular.
+    values, vectors = torch.linalg.eigh(cross)
+    root = vectors @ torch.diag_embed(values.clamp(min=0).sqrt().to(vectors.dtype)) @ vectors.mH
+    camera.noise_root.copy_(torch.view_as_real(root.contiguous()))
+
+
+def power_spectrum(image: Tensor) -> Tensor:
+    """Mean power at each frequency over images and channels, contrast normalised, `[S, S // 2 + 1]`."""
+    window = torch.hann_window(image.shape[-1], periodic=False, device=image.device)
+    centred = image - image.mean((2, 3), keepdim=True)
+    centred = centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    power = torch.fft.rfft2(centred * window * window[:, None], norm="ortho").abs().square().mean((0, 1))
+    return _smooth(power)
+
+
+def _smooth(power: Tensor) -> Tensor:
+    """Averages over neighbouring frequencies, wrapping vertically and mirroring horizontally."""
+    padded = F.pad(F.pad(power[None, None], (0, 0, 2, 2), mode="circular"), (2, 2, 0, 0), mode="reflect")
+    return F.avg_pool2d(padded, 5, stride=1)[0, 0]
+
+
+def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    mean = torch.cat([camera.mean(part) for part in bank.split(16)])
+    noise = torch.cat([camera.noise(part, generator) for part in mean.split(16)])
+    contrast = (mean + noise).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    window = torch.hann_window(camera.size, periodic=False, device=bank.device)
+    window = window * window[:, None]
+
+    def power(image: Tensor) -> Tensor:
+        return _smooth(torch.fft.rfft2(image / contrast * window, norm="ortho").abs().square().mean((0, 1)))
+
+    signal, grain = power(mean - mean.mean((2, 3), keepdim=True)), power(noise)
+    wanted = power_spectrum(photos)
+    gain = ((wanted - grain).clamp(min=0) / signal).sqrt().clamp(0.1, 1)
+    trust = signal / (signal + grain)  # where noise hides the signal its power says nothing about blur
+    boost = ((wanted - signal * gain**2).clamp(min=0) / grain.clamp(min=1e-8)).sqrt().clamp(1, 3)
+    rows = torch.fft.fftfreq(camera.size, device=bank.device).abs().view(-1, 1)
+    columns = torch.fft.rfftfreq(camera.size, device=bank.device).view(1, -1)
+    high = (rows**2 + columns**2).sqrt() > LOWEST
+    camera.blur_gain.copy_(torch.where(high, 1 + trust * (gain - 1), 1.0))
+    camera.noise_gain.copy_(torch.where(high, boost, 1.0))

@@ -1,0 +1,96 @@
+"""The two-stage path: a cleaned reference, partly re-noised, denoised by a prior under consistency constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from pseudo_targets.consistency import Consistency, Reference
+from pseudo_targets.priors import Condition, Prior
+from pseudo_targets.schedule import descending_timesteps
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way from noise to image.
+
+    Attributes:
+        start_timestep: noise level the reference is raised to; higher is freer and less faithful.
+        calls: network calls on the way down.
+        eta: 1 is ancestral sampling, 0 is deterministic DDIM.
+        strength: factor on the IRControlNet's residuals; 0 leaves the prior unconditional.
+    """
+
+    start_timestep: int
+    calls: int = 12
+    eta: float = 1.0
+    strength: float = 1.0
+
+
+@torch.no_grad()
+def refine(
+    prior: Prior,
+    reference: Tensor,
+    path: Path,
+    consistency: Sequence[Consistency],
+    generators: Sequence[Generator],
+) -> Tensor:
+    """Regenerates the detail of cleaned images, one draw each (SDEdit from the restored image, DT-BFR, DiffBIR).
+
+    What the latent space cannot hold is carried over from the reference, so a refinement that changes nothing in the
+    latent space changes nothing in the image.
+
+    Args:
+        reference: `[B, 3, H, W]` in `[0, 1]`, the output of stage 1.
+        consistency: corrections of the predicted x0, applied in order at the timesteps where they are active.
+        generators: one CPU generator an image, so that the batch an image is in does not change its draw.
+
+    Returns:
+        `[B, 3, H, W]` in `[0, 1]`.
+    """
+    latent = prior.encode(reference)
+    target = Reference(latent, reference)
+    condition = Condition(latent, path.strength) if path.strength > 0 else None
+    x = prior.schedule.q_sample(latent, path.start_timestep, _noise(latent, generators))
+    x = denoise_with_consistency(prior, x, path, condition, consistency, target, generators)
+    carried = reference - prior.decode(latent)
+    return (prior.decode(x) + carried).clamp(0, 1)
+
+
+@torch.no_grad()
+def draw(prior: Prior, count: int, path: Path, generators: Sequence[Generator]) -> Tensor:
+    """Draws `count` images `[count, 3, S, S]` in `[0, 1]` from the unconditional prior."""
+    blank = torch.zeros(1, 3, prior.resolution, prior.resolution)
+    shape = prior.encode(blank).expand(count, -1, -1, -1)
+    x = _noise(shape, generators)
+    return prior.decode(denoise_with_consistency(prior, x, path, None, (), None, generators)).clamp(0, 1)
+
+
+def denoise_with_consistency(
+    prior: Prior,
+    x: Tensor,
+    path: Path,
+    condition: Condition | None,
+    consistency: Sequence[Consistency],
+    reference: Reference | None,
+    generators: Sequence[Generator],
+) -> Tensor:
+    """Denoises `x` `[B, C, h, w]` from `path.start_timestep` to a clean latent, correcting each predicted x0."""
+    timesteps = descending_timesteps(path.start_timestep, path.calls)
+    for timestep, following in zip(timesteps, (*timesteps[1:], -1), strict=True):
+        x0 = prior.denoise(x, torch.full((len(x),), timestep), condition)
+        if reference is not None:
+            for correct in consistency:
+                if correct.active(timestep):
+                    x0 = correct(x0, reference, timestep)
+        noise = _noise(x, generators) if path.eta and following >= 0 else None
+        eta = path.eta if following >= 0 else 0.0
+        x = prior.schedule.ddim_step(x0, x, timestep, following, eta, noise)
+    return x
+
+
+def _noise(like: Tensor, generators: Sequence[Generator]) -> Tensor:
+    return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like)
