@@ -1,0 +1,122 @@
+"""Which pseudo targets can be trusted, and how far, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pseudo_targets.filters import BlockMean
+
+Embed = Callable[[Tensor], Tensor]
+"""Face image `[B, 3, S, S]` -> identity embedding `[B, D]`."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits of the gate; a target that breaks one is rejected with that reason.
+
+    Attributes:
+        low_band: largest root mean square difference between the low bands of target and photo.
+        spread: largest mean standard deviation between the candidates.
+        residual: largest change that degradation removal would still make to the target (root mean square).
+        identity: smallest cosine similarity between the identities of target and cleaned photo.
+    """
+
+    low_band: float
+    spread: float
+    residual: float
+    identity: float
+
+
+@dataclass(frozen=True)
+class PseudoTarget:
+    """A photo's pseudo target and what is known about it.
+
+    Attributes:
+        mean: mean of the candidates, `[3, S, S]` in `[0, 1]`; the clean side of the camera fit and the pixel loss.
+        draw: one candidate, for perceptual and adversarial losses.
+        confidence: `[1, S, S]` in `(0, 1]`, near 1 where the candidates agree.
+        scores: name -> value, each the one its threshold is compared with.
+        accepted: whether it may teach.
+        reason: why it was rejected, or "".
+    """
+
+    mean: Tensor
+    draw: Tensor
+    confidence: Tensor
+    scores: dict[str, float]
+    accepted: bool
+    reason: str
+
+
+def low_band_difference(image: Tensor, photo: Tensor, factor: int = 8) -> Tensor:
+    """Root mean square difference of the block means, with the overall tone removed, `[B]`."""
+    filter_ = BlockMean(factor)
+    difference = filter_(image) - filter_(photo)
+    return (difference - difference.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
+
+
+def remaining_degradation(image: Tensor, removal: Callable[[Tensor], Tensor]) -> Tensor:
+    """How much degradation removal would still change an image, root mean square, `[B]`; small is clean."""
+    with torch.no_grad():
+        return (removal(image) - image).square().mean((1, 2, 3)).sqrt()
+
+
+def confidence_map(candidates: Tensor, scale: float = 0.04) -> Tensor:
+    """`[K, B, 3, H, W]` candidates -> `[B, 1, H, W]`: 1 / (1 + variance / scale^2), smoothed over 5 x 5 pixels."""
+    if len(candidates) == 1:
+        return torch.ones_like(candidates[0, :, :1])
+    variance = candidates.var(0).mean(1, keepdim=True)
+    smooth = F.avg_pool2d(F.pad(variance, (2,) * 4, mode="replicate"), 5, stride=1)
+    return 1 / (1 + smooth / scale**2)
+
+
+def gate(
+    photo: Tensor,
+    reference: Tensor,
+    candidates: Tensor,
+    removal: Callable[[Tensor], Tensor],
+    thresholds: Thresholds,
+    embed: Embed | None = None,
+) -> list[PseudoTarget]:
+    """Judges the candidates of a batch of photos.
+
+    Args:
+        photo: `[B, 3, S, S]`, the degraded photos.
+        reference: `[B, 3, S, S]`, stage 1's output.
+        candidates: `[K, B, 3, S, S]`.
+        removal: image -> cleaned image, for the quality score.
+        embed: identity embedding, or None when no identity network is there.
+    """
+    mean, confidence = candidates.mean(0), confidence_map(candidates)
+    columns = {
+        "low_band": low_band_difference(mean, photo),
+        "residual": remaining_degradation(candidates[0], removal),
+        "spread": candidates.std(0, correction=0).mean((1, 2, 3)),
+    }
+    if embed is not None:
+        columns["identity"] = F.cosine_similarity(embed(candidates[0]), embed(reference), dim=1)
+    targets = []
+    for index in range(len(photo)):
+        scores = {name: float(values[index]) for name, values in columns.items()}
+        reason = _reason(scores, thresholds)
+        targets.append(
+            PseudoTarget(mean[index], candidates[0, index], confidence[index], scores, reason == "", reason)
+        )
+    return targets
+
+
+def _reason(scores: dict[str, float], thresholds: Thresholds) -> str:
+    if scores["low_band"] > thresholds.low_band:
+        return f"disagrees with the photo: low band differs by {scores['low_band']:.3f} > {thresholds.low_band:.3f}"
+    if scores["spread"] > thresholds.spread:
+        return f"draws disagree: spread {scores['spread']:.3f} > {thresholds.spread:.3f}"
+    if scores["residual"] > thresholds.residual:
+        return f"still degraded: removal would change {scores['residual']:.3f} > {thresholds.residual:.3f}"
+    if "identity" in scores and scores["identity"] < thresholds.identity:
+        return f"identity drifted: similarity {scores['identity']:.2f} < {thresholds.identity:.2f}"
+    return ""

@@ -1,0 +1,1 @@
+"""Recipes: what an adaptation does, as typed, frozen values. Imports no torch."""

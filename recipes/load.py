@@ -1,0 +1,103 @@
+"""Presets, overrides, and one error that lists everything that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from recipes.schema import Recipe
+
+PRESETS = Path(__file__).parent
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be used; the message lists every fault."""
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str = "default", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a preset or a YAML file and applies `a.b=value` overrides.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, a key is unknown, or a value is out of range; all faults at once.
+    """
+    values = _read(name_or_path)
+    faults = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            faults.append(f"--set {override}: expected key=value, for example --set finetune.steps=200")
+            continue
+        try:
+            _put(values, key.strip().split("."), yaml.safe_load(text))
+        except (RecipeError, yaml.YAMLError) as error:
+            faults.append(f"--set {override}: {str(error).splitlines()[0]}")
+    recipe, invalid = _validate(values)
+    faults += invalid
+    if recipe is None or faults:
+        raise RecipeError("; ".join(faults))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every value spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = PRESETS / f"{name_or_path}.yaml"
+    if name_or_path not in preset_names():
+        path = Path(name_or_path)
+        if not path.is_file():
+            known = ", ".join(preset_names())
+            raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{_near(name_or_path, preset_names())}; presets: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: got {type(values).__name__}, expected a mapping such as 'rounds: 2'")
+    return {"name": path.stem, **values}
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"{key} holds a value, not a section")
+    values[keys[-1]] = value
+
+
+def _validate(values: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    try:
+        return Recipe.model_validate(values), []
+    except ValidationError as error:
+        return None, [_fault(item) for item in error.errors()]
+
+
+def _fault(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{place}: unknown key{_near(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
+    return f"{place}: got {item['input']!r}, {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), Recipe)
+    return list(model.model_fields)
+
+
+def _near(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f", did you mean {close[0]!r}?" if close else f", known: {', '.join(known)}" if known else ""

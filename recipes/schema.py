@@ -1,0 +1,146 @@
+"""Every setting of an adaptation. An unknown key is an error; all values are checked before any work starts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Faces(_Section):
+    """Which faces take part."""
+
+    size: Annotated[int, Field(ge=64, multiple_of=32)] = 128
+    """Side in pixels of the aligned faces; must be what the prior was trained at."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the faces that only judges, chosen by content hash."""
+    minimum: Annotated[int, Field(ge=4)] = 8
+    """Fewer faces than this and the job stops: a camera cannot be learned from less."""
+    maximum: Annotated[int, Field(ge=8)] = 512
+    """More faces than this are not used, the first ones by content hash are."""
+
+
+class Generation(_Section):
+    """Stage 1 and stage 2."""
+
+    stage1: Literal["restorer", "removal"] = "restorer"
+    """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal."""
+    start: Literal["severity", "fixed"] = "severity"
+    """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
+    start_timesteps: tuple[int, ...] = (200, 300, 400)
+    """Start timesteps from mild to severe; higher invents more."""
+    calls: Annotated[int, Field(ge=1, le=250)] = 10
+    """Network calls for each draw."""
+    candidates: Annotated[int, Field(ge=1, le=16)] = 4
+    """Draws a photo; their mean is the clean side of the camera fit, their spread the confidence."""
+    eta: Share = 1.0
+    """1 samples ancestrally, 0 deterministically."""
+    control_strength: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of the IRControlNet."""
+    filter: Literal["idempotent", "published", "none"] = "idempotent"
+    """Low-pass filter of the constraint: block mean (exact), DT-BFR's cubic filter, or no constraint."""
+    filter_factor: Annotated[int, Field(ge=1)] = 2
+    """Block side of the filter in latent pixels; larger leaves more to the prior."""
+    end_timestep: Annotated[int, Field(ge=0)] = 100
+    """The constraint acts from the start down to this timestep."""
+    guidance_scale: Annotated[float, Field(ge=0)] = 0.0
+    """DiffBIR's region-adaptive restoration guidance; 0 is off."""
+    guidance_space: Literal["latent", "rgb"] = "latent"
+    """Where guidance compares."""
+    color_fix: Literal["none", "wavelet", "adain"] = "none"
+    """Takes the colours of the stage 1 output after sampling."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Faces denoised together; does not change the result."""
+
+
+class Gate(_Section):
+    """Limits that a pseudo target must keep to be used."""
+
+    low_band: Annotated[float, Field(gt=0)] = 0.06
+    """Largest difference of the low bands of target and photo, tone removed."""
+    spread: Annotated[float, Field(gt=0)] = 0.05
+    """Largest mean standard deviation between the draws."""
+    residual: Annotated[float, Field(gt=0)] = 0.05
+    """Largest change that degradation removal would still make."""
+    identity: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    """Smallest identity similarity to the cleaned photo, where an identity network is there."""
+
+
+class Camera(_Section):
+    """The learned camera and the clean faces it photographs."""
+
+    enabled: bool = True
+    """Without it only the photos and their pseudo targets teach."""
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimiser steps of the mean response."""
+    spectrum_match: bool = True
+    """Matches the camera's output to the photos' power spectrum without pairs."""
+    bank: Annotated[int, Field(ge=16)] = 192
+    """Clean faces drawn by the prior (or taken from --clean)."""
+    bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
+    """Network calls for each drawn face."""
+    bank_start: Annotated[int, Field(ge=0)] = 700
+    """Faces are drawn as variations of the pseudo targets, noised to this timestep; the last one draws from nothing."""
+
+
+class Finetune(_Section):
+    """How the restorer learns."""
+
+    steps: Annotated[int, Field(ge=1)] = 500
+    """Optimiser steps a round."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Images a micro-batch."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak of the cosine schedule."""
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """Steps of linear warm-up."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the weight average that ships."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    camera_share: Share = 0.75
+    """Share of each batch drawn as clean faces seen through the learned camera."""
+    replay_share: Share = 0.25
+    """Share of each batch drawn as accepted targets degraded again, half by generic degradations (against forgetting)."""
+    pixel: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of L1, times the confidence map on pseudo targets."""
+    perceptual: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the distance in the features of degradation removal."""
+    adversarial: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hinge loss of a small patch discriminator whose real images are the clean bank."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto uses bf16 where the device computes in it."""
+
+
+class Judge(_Section):
+    """When a round counts as better."""
+
+    low_band_loss: Annotated[float, Field(ge=0)] = 0.004
+    """How much the low bands of restored photo and photo may move apart."""
+    harm: Share = 0.4
+    """Largest share of held-out photos that may get worse."""
+
+
+class Recipe(_Section):
+    """A whole adaptation."""
+
+    name: str = "default"
+    """Name of the preset this came from."""
+    rounds: Annotated[int, Field(ge=1, le=10)] = 2
+    """Rounds at most; a round that is not better is rolled back and ends the job."""
+    seed: int = 0
+    """Start of every random draw."""
+    faces: Faces = Faces()
+    generation: Generation = Generation()
+    gate: Gate = Gate()
+    camera: Camera = Camera()
+    finetune: Finetune = Finetune()
+    judge: Judge = Judge()
