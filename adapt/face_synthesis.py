@@ -81,14 +81,19 @@ def background(rng: Generator, pool: FacePool, size: int) -> Gray:
     return np.clip(ground, 0, 1)
 
 
-def _mask(rng: Generator, size: int, at: Placement) -> Gray:
-    """Soft superellipse around the paste, in [0,1]; from a round vignette to the whole square."""
+def _mask(rng: Generator, size: int, at: Placement, wide: bool) -> Gray:
+    """Soft superellipse around the paste, in [0,1]; from a round vignette to the whole square.
+
+    `wide` allows a mask beyond the crop: the wall behind a sitter goes on around the face.
+    """
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
     c, s = np.cos(at.angle), np.sin(at.angle)
     u = (c * (xs - at.x) + s * (ys - at.y)) / at.side
     v = (-s * (xs - at.x) + c * (ys - at.y)) / at.side - float(rng.uniform(0, 0.06))
     power = float(rng.choice([2.0, 4.0, 12.0]))
-    inner = ((np.abs(u) / rng.uniform(0.34, 0.62)) ** power + (np.abs(v) / rng.uniform(0.42, 0.62)) ** power)
+    grow = float(rng.uniform(1.2, 3.0)) if wide and rng.random() < 0.4 else 1.0
+    reach = grow * rng.uniform([0.34, 0.42], 0.62)
+    inner = (np.abs(u) / reach[0]) ** power + (np.abs(v) / reach[1]) ** power
     return np.clip((1 - inner ** (1 / power)) / float(rng.uniform(0.02, 0.4)) + 0.5, 0, 1).astype(np.float32)
 
 
@@ -99,8 +104,11 @@ def _forward(side: int, at: Placement) -> NDArray[np.float64]:
     return np.array([[c, -s, at.x - half * (c - s)], [s, c, at.y - half * (s + c)]])
 
 
-def paste(rng: Generator, pool: FacePool, canvas: Gray, at: Placement, face: bool) -> Gray:
-    """The canvas with a random face (or, for `face=False`, a random piece of background) at `at`."""
+def paste(rng: Generator, pool: FacePool, canvas: Gray, at: Placement, face: bool, wide: bool = True) -> Gray:
+    """The canvas with a random face (or, for `face=False`, a random piece of background) at `at`.
+
+    `wide=False` keeps the paste within its own square, so that it does not cover what was pasted before.
+    """
     size = canvas.shape[0]
     if face:
         source = (pool.faces if at.side > 56 else pool.small)[int(rng.integers(len(pool.faces)))]
@@ -115,7 +123,7 @@ def paste(rng: Generator, pool: FacePool, canvas: Gray, at: Placement, face: boo
     warped = cv2.warpAffine(
         source, _forward(source.shape[0], at), (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    mask = _mask(rng, size, at)
+    mask = _mask(rng, size, at, wide)
     return canvas * (1 - mask) + warped * mask
 
 
@@ -140,7 +148,7 @@ def degrade(rng: Generator, image: Gray) -> Gray:
         image = image * (light[None, :: int(rng.choice([-1, 1]))] if rng.random() < 0.6 else light[:, None])
     if rng.random() < 0.25:  # over-sharpened or hard paper
         soft = cv2.GaussianBlur(image.astype(np.float32), (0, 0), float(rng.uniform(1, 3)))
-        image = image + (image - soft) * float(rng.uniform(0.5, 3))
+        image = image + (image - soft) * float(0.5 + 2.5 * rng.random() ** 2)
     if rng.random() < 0.15:
         image = _print_like(rng, np.clip(image, 0, 1))
     image = np.asarray(image, np.float32)
@@ -150,8 +158,8 @@ def degrade(rng: Generator, image: Gray) -> Gray:
         small = max(16, int(size / rng.uniform(1.2, 2.5)))
         image = cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (size, size))
     if rng.random() < 0.6:
-        grain = rng.standard_normal((size, size), dtype=np.float32) * float(rng.uniform(0, 0.12))
-        image = image + (cv2.GaussianBlur(grain, (0, 0), 0.8) * 2 if rng.random() < 0.4 else grain)
+        grain = rng.standard_normal((size, size), dtype=np.float32) * float(0.12 * rng.random() ** 2)
+        image = image + (cv2.GaussianBlur(grain, (0, 0), 0.8) * 1.5 if rng.random() < 0.4 else grain)
     image = np.clip(image, 0, 1)
     if rng.random() < 0.4:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 90))]

@@ -105,7 +105,7 @@ def decode(handle: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
         except MemoryError as error:
             raise Refusal(f"not enough memory for {image.width}x{image.height} pixels; make it smaller") from error
         rgb, notes = _to_srgb(image)
-    if kind == "TIFF" and getattr(image, "n_frames", 1) > 1:
+    if kind == "TIFF" and getattr(image, "is_animated", False):
         notes += ("has several pages, only the first is used; save the others as files of their own",)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
@@ -161,8 +161,9 @@ def _open(handle: BinaryIO, kind: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Refusal(f"more than {MAX_PIXELS // 10**6} megapixels, the limit; make it smaller") from error
     except UnidentifiedImageError as error:
-        cause = "has a kind of pixels that is not read here" if kind == "TIFF" else "is damaged or cut off"
-        raise Refusal(f"the {kind} header {cause}; {_SAVE_AS} with 8 bits, or {_COPY_AGAIN}") from error
+        if kind == "TIFF":
+            raise Refusal(f"damaged, or a TIFF with a pixel layout that is not read here; {_SAVE_AS}") from error
+        raise Refusal(f"damaged: the {kind} header cannot be read; {_COPY_AGAIN}") from error
     except _DECODER_ERRORS as error:
         raise Refusal(_damage(error)) from error
 
@@ -214,9 +215,7 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         colour = _deep_gray(image)
     elif image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
-        colour = image.convert("L" if image.mode in ("L", "LA") else "RGBA").convert(
-            "L" if image.mode in ("L", "LA") else "RGB"
-        )
+        colour = image.convert("L" if image.mode in ("L", "LA") else "RGB")  # drops alpha, keeps the colours
     elif image.mode in ("L", "RGB", "CMYK", "LAB"):
         colour = image
     else:

@@ -6,12 +6,13 @@ What is read, and how each kind of file becomes such a tensor, is described in `
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
+import struct
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torch import Tensor
 
@@ -115,26 +117,24 @@ def find_photos(root: Path, on_photo: Callable[[int, int], None] | None = None) 
     candidates, refused, notes = _candidates(root)
     photos: dict[str, Photo] = {}
     duplicates: list[tuple[Path, Path]] = []
-    faults: dict[str, str] = {}  # a refused file's hash -> reason, so that its copies are not decoded again
     for done, path in enumerate(candidates, start=1):
         try:
             with _opened(path) as handle:
                 sha256 = _sha256(handle)
                 if sha256 in photos:
                     duplicates.append((path, photos[sha256].path))
-                elif sha256 in faults:
-                    refused.append((path, faults[sha256]))
                 else:
-                    image, remarks = _decoded(path, handle, sha256, faults)
+                    image, remarks = decode(handle)
                     photos[sha256] = Photo(path, sha256, image.width, image.height)
                     notes.extend((path, remark) for remark in remarks)
-        except PhotoError as error:
-            refused.append((path, error.reason))
+        except Refusal as refusal:
+            refused.append((path, str(refusal)))
         if on_photo is not None:
             on_photo(done, len(candidates))
+    refused.sort()
     if not photos:
         raise AdaptError(_nothing_found(root, refused, notes))
-    return PhotoSet(tuple(photos.values()), tuple(sorted(refused)), tuple(duplicates), tuple(sorted(notes)))
+    return PhotoSet(tuple(photos.values()), tuple(refused), tuple(duplicates), tuple(sorted(notes)))
 
 
 def read_photo(path: Path) -> Tensor:
@@ -169,18 +169,11 @@ def write_photo(path: Path, image: Tensor, quality: int = 95) -> None:
     if suffix not in WRITE_SUFFIXES:
         raise PhotoError(path, f"cannot write '{path.suffix}' files; use one of {', '.join(WRITE_SUFFIXES)}")
     picture = Image.fromarray(_to_bytes(path, image))
-    options: dict[str, object] = {"icc_profile": _srgb_profile()}
-    if suffix in (".jpg", ".jpeg"):
-        options |= {"format": "JPEG", "quality": quality, "subsampling": 0}
-    elif suffix == ".webp":
-        options |= {"format": "WEBP", "quality": quality}
-    else:
-        options |= {"format": "PNG"}
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as handle:
-            picture.save(handle, **options)
+            _encode(picture, handle, suffix, quality)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -200,7 +193,7 @@ def _candidates(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tu
         return [root], [], []
     if _is_run_folder(root):
         raise UsageError(
-            f"{printable(root)}: is the result of an earlier run; expected a folder with photos; give the photos' folder"
+            f"{printable(root)}: is the folder of an earlier run; expected a folder with photos; give that one"
         )
     candidates: list[Path] = []
     refused: list[tuple[Path, str]] = []
@@ -230,10 +223,82 @@ def _is_run_folder(folder: Path) -> bool:
     return all(os.path.isfile(folder / name) for name in RUN_FOLDER_FILES)
 
 
-class _opened:  # noqa: N801  (used as a function, in a with statement)
-    """A regular file of acceptable size opened for reading; any obstacle is a PhotoError with its reason."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file of acceptable size for reading; whatever is in the way becomes a Refusal."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise Refusal("is a folder, not a photo; give the photo itself")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer for ever
+            raise Refusal("is a pipe, socket or device, not a file; give the photo itself")
+        if status.st_size == 0:
+            raise Refusal("empty: 0 bytes; copy the file again from its source")
+        if status.st_size > MAX_FILE_BYTES:
+            limit = MAX_FILE_BYTES >> 20
+            raise Refusal(f"{status.st_size >> 20} MiB, more than {limit} MiB, the limit; make it smaller")
+        with open(path, "rb") as handle:
+            yield handle
+    except FileNotFoundError as error:
+        gone = "is a link to nothing; restore what it points to" if path.is_symlink() else "is gone; copy it again"
+        raise Refusal(gone) from error
+    except PermissionError as error:
+        raise Refusal("no permission to read it; change its permissions") from error
+    except OSError as error:
+        raise Refusal(f"cannot be read: {_os_reason(error)}; check the disk") from error
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> BinaryIO: ...
+def _sha256(handle: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := handle.read(_READ_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _nothing_found(root: Path, refused: list[tuple[Path, str]], notes: list[tuple[Path, str]]) -> str:
+    """One line on why there is nothing to work with, led by what the user can most likely act on."""
+    if refused:
+        path, reason = refused[0]
+        if path == root:
+            return f"{printable(root)}: {reason}"
+        return f"{printable(root)}: none of {len(refused)} files can be used; the first, {printable(path)}: {reason}"
+    hint = f"; {printable(notes[0][0])} {notes[0][1]}" if notes else ""
+    return (
+        f"{printable(root)}: no photos found; expected files ending in {' '.join(PHOTO_SUFFIXES)}, "
+        f"not hidden and not in a run folder; check the folder{hint}"
+    )
+
+
+def _os_reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_bytes(path: Path, image: Tensor) -> NDArray[np.uint8]:
+    """Check an image for writing and round it to `[H, W, 3]` uint8."""
+    shape = tuple(image.shape)
+    if image.ndim == 4 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        raise PhotoError(path, f"cannot write {image.dtype} {list(shape)}; expected float [1, 3, H, W] or [3, H, W]")
+    image = image.detach().to("cpu", torch.float32)
+    if not torch.isfinite(image).all():
+        raise PhotoError(path, "cannot write NaN or infinite pixels; the restorer that made them is broken")
+    return image.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _encode(picture: Image.Image, handle: BinaryIO, suffix: str, quality: int) -> None:
+    profile = _srgb_profile()
+    if suffix == ".png":
+        picture.save(handle, "PNG", icc_profile=profile)
+    elif suffix == ".webp":
+        picture.save(handle, "WEBP", quality=quality, icc_profile=profile)
+    else:
+        picture.save(handle, "JPEG", quality=quality, subsampling=0, icc_profile=profile)
+
+
+@lru_cache(maxsize=1)
+def _srgb_profile() -> bytes:
+    """An sRGB profile; its creation date is fixed so that equal images become equal files."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # ICC.1 header, bytes 24 to 35
+    return bytes(profile)

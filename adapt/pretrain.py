@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ class Pretraining:
     losses: ComputeLosses
     validate: Validate
     plan: TrainingPlan
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: Callable[[str], None]) -> nn.Module:
@@ -48,7 +49,7 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: C
         job.module.to(device), job.losses, job.plan, accelerator, output / f"{job.name}.checkpoint.pt", report, log_every=100
     )
     half = {name: tensor.half() for name, tensor in done.module.state_dict().items()}
-    write_tensors(output / f"{job.name}.safetensors", half)
+    write_tensors(output / f"{job.name}.safetensors", half, job.metadata)
     done.module.load_state_dict({name: tensor.float() for name, tensor in half.items()})
     scores = job.validate(done.module)
     write_json(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,16 @@ from adapt.workspace import write_torch
 
 ComputeLosses = Callable[[nn.Module, Generator], dict[str, Tensor]]
 OnStep = Callable[[int, dict[str, float]], None]
+
+
+class Stateful(Protocol):
+    """Something beside the network that a resumed training must find again, such as a discriminator."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restores what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def train(
     checkpoint: Path,
     on_step: OnStep | None = None,
     log_every: int = 25,
+    extras: dict[str, Stateful] | None = None,
 ) -> Trained:
     """Trains a copy of `module` and returns its weight average in eval mode.
 
@@ -99,7 +111,13 @@ def train(
     """
     net, optimizer = _prepare(module, plan, accelerator)
     average = AveragedModel(accelerator.unwrap_model(net), multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
-    start, history = _resume(checkpoint, net, average, optimizer, accelerator)
+    parts: dict[str, Stateful] = {
+        "module": accelerator.unwrap_model(net),
+        "average": average,
+        "optimizer": optimizer,
+        **(extras or {}),
+    }
+    start, history = _resume(checkpoint, parts, accelerator.device)
     running: list[dict[str, float]] = []
     saved = time.monotonic()
     for step in range(start, plan.steps):
@@ -115,7 +133,8 @@ def train(
         if on_step is not None:
             on_step(step + 1, terms)
         if time.monotonic() - saved > plan.save_seconds and accelerator.is_main_process and not running:
-            _save(checkpoint, net, average, optimizer, accelerator, step + 1, history)
+            state = {name: part.state_dict() for name, part in parts.items()}
+            write_torch(checkpoint, {**state, "step": step + 1, "history": history})
             saved = time.monotonic()
     return Trained(copy.deepcopy(average.module).eval(), tuple(history))
 
@@ -156,22 +175,10 @@ def _one_step(
     return terms
 
 
-def _save(path, net, average, optimizer, accelerator, step: int, history: list[dict[str, float]]) -> None:
-    state = {
-        "module": accelerator.unwrap_model(net).state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "history": history,
-    }
-    write_torch(path, state)
-
-
-def _resume(path, net, average, optimizer, accelerator) -> tuple[int, list[dict[str, float]]]:
+def _resume(path: Path, parts: dict[str, Stateful], device: torch.device) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
-    state = torch.load(path, map_location=accelerator.device, weights_only=True)
-    accelerator.unwrap_model(net).load_state_dict(state["module"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return state["step"], state["history"]

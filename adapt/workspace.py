@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then puts it in place in one step.
-
-    A killed process leaves either the old file or the new one, never a part.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from restorers.files import atomic_file
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically; bytes of file names that are not UTF-8 survive as escapes."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))  # type: ignore[arg-type]
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,13 +29,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_torch(path: Path, state: dict[str, Any]) -> None:
     """Saves a training checkpoint (tensors and plain values only), atomically."""
-    write_atomic(path, lambda temporary: torch.save(state, temporary))
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Saves safetensors atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+    with atomic_file(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -67,3 +52,39 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class Workspace:
+    """The folder of one run. Every file in it is complete or absent; a stage is done when its file is there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def round(self, number: int) -> Path:
+        """Folder of a round, counted from 1."""
+        return self.root / "rounds" / str(number)
+
+    @property
+    def done(self) -> Path:
+        """Present when the run is finished; holds the summary that is printed."""
+        return self.root / "done.json"
+
+    @property
+    def manifest(self) -> Path:
+        """One line for each photo, face and target."""
+        return self.root / "manifest.jsonl"
+
+
+def fingerprint(root: Path) -> str:
+    """A hash of names, sizes and times of all files below `root`; changes when photos are added or edited."""
+    entries = []
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not (Path(folder) / name / "manifest.jsonl").exists())
+        for name in files:
+            path = os.path.join(folder, name)
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            entries.append((os.fsencode(os.path.relpath(path, root)), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()

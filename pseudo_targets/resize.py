@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Border = Literal["mirror", "zero"]
+Border = Literal["mirror", "fold"]
 
 
 def keys_cubic(distance: np.ndarray) -> np.ndarray:
@@ -31,24 +31,22 @@ def resample_matrix(source: int, target: int, border: Border = "mirror") -> Tens
     """Weights float64 `[target, source]` that resample a line of `source` samples to `target` samples.
 
     Sample centres are aligned as if both lines spanned the same length. On the way down the kernel is stretched by
-    the factor, so that it also removes what the shorter line cannot hold. Weights of a sample sum to 1 before the
-    border rule is applied: "mirror" reflects about the outer edges, "zero" drops what lies outside.
+    the factor, so that it also removes what the shorter line cannot hold. Each row sums to 1. Beyond the outer edges
+    the line is mirrored; "mirror" weighs a mirrored sample by where it is taken to lie, "fold" (the rule of the
+    library that resizes photos in the published pipeline) by where it really lies.
     """
     factor = source / target
-    stretch = max(factor, 1.0)
+    reach = 2 * max(factor, 1.0)
     centres = (np.arange(target) + 0.5) * factor - 0.5
-    reach = math.ceil(2 * stretch) + 1
-    taps = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 1)  # [target, 2 reach + 1]
-    weights = keys_cubic((taps - centres[:, None]) / stretch)
+    first = np.ceil(centres - reach - 1e-9).astype(int)
+    taps = first[:, None] + np.arange(math.ceil(2 * reach - 1e-9))  # [target, taps]
+    inside = taps % (2 * source)
+    inside = np.where(inside < source, inside, 2 * source - 1 - inside)
+    position = taps if border == "mirror" else inside
+    weights = keys_cubic((position - centres[:, None]) * (2 / reach))
     weights /= weights.sum(axis=1, keepdims=True)
-    if border == "mirror":
-        folded = taps % (2 * source)
-        taps = np.where(folded < source, folded, 2 * source - 1 - folded)
-    else:
-        weights = np.where((taps >= 0) & (taps < source), weights, 0.0)
-        taps = taps.clip(0, source - 1)
     matrix = np.zeros((target, source))
-    np.add.at(matrix, (np.arange(target)[:, None], taps), weights)
+    np.add.at(matrix, (np.arange(target)[:, None], inside), weights)
     return torch.from_numpy(matrix)
 
 

@@ -66,13 +66,13 @@ class NoiseSchedule:
         abar = self.alphas_cumprod
         if abar.ndim != 1 or abar.dtype != torch.float64 or len(abar) == 0:
             raise ScheduleError(f"alphas_cumprod: got {abar.dtype} {tuple(abar.shape)}, expected float64 [T]")
-        if not (0 <= abar.min() and abar.max() < 1 and bool((abar.diff() < 0).all())):
+        if not (abar.min() >= 0 and abar.max() < 1 and bool((abar.diff() < 0).all())):
             raise ScheduleError("alphas_cumprod: expected strictly falling values in [0, 1)")
         if self.prediction_type not in get_args(PredictionType):
             known = ", ".join(get_args(PredictionType))
             raise ScheduleError(f"prediction_type: got {self.prediction_type!r}, expected one of {known}")
         if self.prediction_type == "epsilon" and abar[-1] == 0:
-            raise ScheduleError("prediction_type 'epsilon' cannot recover the image where abar is 0, use 'v_prediction'")
+            raise ScheduleError("prediction_type 'epsilon' cannot give the image where abar is 0, use 'v_prediction'")
 
     @classmethod
     def from_betas(cls, betas: Tensor, prediction_type: PredictionType) -> NoiseSchedule:
@@ -256,7 +256,7 @@ def respacing(steps: int, spec: str) -> tuple[int, ...]:
     text = spec.removeprefix("ddim")
     numbers = text.split(",")
     if not all(number.strip().isdecimal() for number in numbers) or (text != spec and len(numbers) > 1):
-        raise ScheduleError(f"respacing: got {spec!r}, expected a count, counts joined by commas, or 'ddim' and a count")
+        raise ScheduleError(f"respacing: got {spec!r}, expected counts joined by commas, or 'ddim' and a count")
     counts = [int(number) for number in numbers]
     if text == spec:
         return spaced_timesteps(steps, counts)
@@ -292,14 +292,14 @@ def edm_sigmas(schedule: NoiseSchedule, calls: int) -> tuple[tuple[int, ...], Te
 
 
 def descending_timesteps(start: int, calls: int) -> tuple[int, ...]:
-    """`calls` timesteps from `start` down to 0, evenly spaced: the grid of the few-step path; `(start,)` for one call."""
+    """`calls` timesteps from `start` down to 0, evenly spaced (few-step path); `(start,)` for one call."""
     if start < 0 or not 1 <= calls <= start + 1:
         raise ScheduleError(f"got start {start} with {calls} calls, expected start >= 0 and 1 to start + 1 calls")
     return tuple(round(start * (1 - k / max(calls - 1, 1))) for k in range(calls))
 
 
 def rescale_cfg(scale: float, timestep: int, steps: int = 1000) -> float:
-    """DiffBIR's schedule of the guidance scale: guidance that rises late, from 1 at the noisy end to 1 + scale at timestep 0.
+    """DiffBIR's schedule of the guidance scale: it rises late, from 1 at the noisy end to 1 + `scale` at timestep 0.
 
     Scales of 1 and below come back unchanged.
     """

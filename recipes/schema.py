@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -35,6 +35,8 @@ class Generation(_Section):
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
     start_timesteps: tuple[int, ...] = (200, 300, 400)
     """Start timesteps from mild to severe; higher invents more."""
+    severity_limits: tuple[float, ...] = (0.03, 0.06)
+    """What degradation removal changes (root mean square) where the next start timestep begins."""
     calls: Annotated[int, Field(ge=1, le=250)] = 10
     """Network calls for each draw."""
     candidates: Annotated[int, Field(ge=1, le=16)] = 4
@@ -106,9 +108,9 @@ class Finetune(_Section):
     """Decay of the weight average that ships."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
-    camera_share: Share = 0.75
+    camera_share: Share = 0.875
     """Share of each batch drawn as clean faces seen through the learned camera."""
-    replay_share: Share = 0.25
+    replay_share: Share = 0.125
     """Share of each batch drawn as accepted targets degraded again, half by generic degradations (against forgetting)."""
     pixel: Annotated[float, Field(ge=0)] = 1.0
     """Weight of L1, times the confidence map on pseudo targets."""
@@ -118,6 +120,13 @@ class Finetune(_Section):
     """Weight of the hinge loss of a small patch discriminator whose real images are the clean bank."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision; auto uses bf16 where the device computes in it."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Finetune:
+        if self.camera_share + self.replay_share > 1:
+            total = self.camera_share + self.replay_share
+            raise ValueError(f"camera_share + replay_share is {total:g}, expected at most 1; what is left are the photos")
+        return self
 
 
 class Judge(_Section):

@@ -1,0 +1,44 @@
+"""Progress for people: a bar with the time left on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+"""Called with how many items are done so far."""
+
+
+class Narrator:
+    """Says what the job does; keeps the seconds of every stage."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.seconds: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """One plain line; square brackets are text."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        """A bar for one stage; yields a function that is told how much is done."""
+        started = time.monotonic()
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda done: progress.update(task, completed=done)
+        spent = time.monotonic() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        self.say(f"  {name}: {total} in {spent:.1f} s")

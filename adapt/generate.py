@@ -1,0 +1,137 @@
+"""Stage 1 and stage 2 as work items: the same calls in process and on a cluster, in any order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapt.identity import load_identity
+from adapt.seeds import generator_of
+from pseudo_targets.bank import draw_bank, vary
+from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
+from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
+from pseudo_targets.embedded import load_removal
+from pseudo_targets.filters import BlockMean, CubicLowPass
+from pseudo_targets.gating import PseudoTarget, Thresholds, gate
+from pseudo_targets.priors import Prior
+from pseudo_targets.sampling import Path, refine
+from pseudo_targets.zoo import load_prior
+from recipes.schema import Gate, Generation
+
+COLOR_FIXES = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
+
+
+@dataclass(frozen=True)
+class TargetTask:
+    """Pseudo targets for a few photos `[B, 3, S, S]` that share a start timestep; one seed a photo."""
+
+    faces: tuple[str, ...]
+    photos: Tensor
+    start: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BankTask:
+    """Clean faces: variations of `faces` `[B, 3, S, S]` from timestep `start`, or draws from nothing at the last one."""
+
+    index: int
+    faces: Tensor
+    start: int
+    calls: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WorkerFactory:
+    """Builds a worker wherever it is called; everything in it travels to other machines."""
+
+    restorer: nn.Module
+    prior: str
+    generation: Generation
+    gate: Gate
+    device: str
+
+    def __call__(self) -> Worker:
+        """Loads the prior once."""
+        return Worker(self)
+
+
+class Worker:
+    """Holds one prior on one device and turns tasks into results."""
+
+    def __init__(self, plan: WorkerFactory) -> None:
+        self.plan = plan
+        self.device = torch.device(plan.device)
+        self.prior: Prior = _moved(load_prior(plan.prior), self.device)
+        self.removal = load_removal().to(self.device)
+        self.restorer = plan.restorer.to(self.device).eval()
+        self.embed = load_identity(self.device)
+
+    def __call__(self, task: TargetTask | BankTask) -> list[PseudoTarget] | Tensor:
+        """Pseudo targets in the order of the task's photos, or clean faces `[B, 3, S, S]`; on the CPU."""
+        return self.targets(task) if isinstance(task, TargetTask) else self.bank(task)
+
+    @torch.no_grad()
+    def targets(self, task: TargetTask) -> list[PseudoTarget]:
+        """Cleans, refines several times, gates."""
+        settings = self.plan.generation
+        photos = task.photos.to(self.device)
+        stage1 = self.removal if settings.stage1 == "removal" else self.restorer
+        reference = stage1(photos).clamp(0, 1)
+        path = Path(task.start, settings.calls, settings.eta, settings.control_strength)
+        consistency = consistencies(settings, self.prior, task.start)
+        draws = []
+        for draw in range(settings.candidates):
+            generators = [generator_of("target", seed, draw) for seed in task.seeds]
+            image = refine(self.prior, reference, path, consistency, generators)
+            if settings.color_fix != "none":
+                image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
+            draws.append(image)
+        thresholds = Thresholds(**self.plan.gate.model_dump())
+        targets = gate(photos, reference, torch.stack(draws), self.removal, thresholds, self.embed)
+        return [_on_cpu(target) for target in targets]
+
+    @torch.no_grad()
+    def bank(self, task: BankTask) -> Tensor:
+        """Draws clean faces."""
+        generators = [generator_of("bank", seed) for seed in task.seeds]
+        last = len(self.prior.schedule) - 1
+        path = Path(min(task.start, last), task.calls)
+        if task.start >= last:
+            return draw_bank(self.prior, path, generators).cpu()
+        return vary(self.prior, task.faces.to(self.device), path, generators).cpu()
+
+
+def consistencies(settings: Generation, prior: Prior, start: int) -> list[Consistency]:
+    """The corrections a recipe asks for, for a path from `start`."""
+    result: list[Consistency] = []
+    if settings.filter != "none":
+        kinds = {"idempotent": BlockMean, "published": CubicLowPass}
+        low_pass = kinds[settings.filter](settings.filter_factor)
+        result.append(LowPassReplacement(low_pass, start, min(settings.end_timestep, start)))
+    if settings.guidance_scale:
+        result.append(RestorationGuidance(prior.decode, settings.guidance_scale, settings.guidance_space))
+    return result
+
+
+def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
+    """The start timestep of one photo `[3, S, S]`: the more removal changes it, the more must be invented."""
+    if settings.start == "fixed":
+        return settings.start_timesteps[0]
+    with torch.no_grad():
+        change = float((removal(photo[None]) - photo[None]).square().mean().sqrt())
+    level = sum(change > limit for limit in settings.severity_limits)
+    return settings.start_timesteps[min(level, len(settings.start_timesteps) - 1)]
+
+
+def _moved(prior: Prior, device: torch.device) -> Prior:
+    return prior.to(device) if isinstance(prior, nn.Module) else prior
+
+
+def _on_cpu(target: PseudoTarget) -> PseudoTarget:
+    return PseudoTarget(
+        target.mean.cpu(), target.draw.cpu(), target.confidence.cpu(), target.scores, target.accepted, target.reason
+    )

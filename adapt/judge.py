@@ -1,0 +1,57 @@
+"""Is the adapted restorer better on photos it never saw? Judged without ground truth, photo by photo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adapt.results import Judgement, PairedDifference
+from adapt.seeds import generator_of
+from pseudo_targets.gating import low_band_difference, remaining_degradation
+from recipes.schema import Judge
+
+Restore = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def restore_all(restore: Restore, photos: Tensor, batch: int = 16) -> Tensor:
+    """Restores `[N, 3, S, S]` in batches, clamped to `[0, 1]`."""
+    return torch.cat([restore(part).clamp(0, 1) for part in photos.split(batch)])
+
+
+def scores_of(restored: Tensor, photos: Tensor, removal: Restore) -> dict[str, Tensor]:
+    """Scores of each restored photo without ground truth, `[N]`; greater is better.
+
+    `cleanness`: minus what degradation removal, which leaves clean faces alone, would still change.
+    `agreement`: minus the difference between the low bands of restored photo and photo.
+    """
+    residual = torch.cat([remaining_degradation(part, removal) for part in restored.split(16)])
+    return {"cleanness": -residual, "agreement": -low_band_difference(restored, photos)}
+
+
+def paired_difference(after: Tensor, before: Tensor, seed: int, draws: int = 2000) -> PairedDifference:
+    """Mean of `after - before` with the 95 % interval of a bootstrap over photos."""
+    difference = (after - before).double()
+    index = torch.randint(len(difference), (draws, len(difference)), generator=generator_of("bootstrap", seed))
+    means = difference[index].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return PairedDifference(float(difference.mean()), low, high, len(difference))
+
+
+def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, seed: int) -> Judgement:
+    """Accepts a round whose photos became cleaner, interval included, and still agree with what was photographed."""
+    differences = {name: paired_difference(after[name], before[name], seed) for name in before}
+    harm = float((after["cleanness"] < before["cleanness"]).float().mean())
+    clean, agree = differences["cleanness"], differences["agreement"]
+    if clean.low <= 0:
+        reason = f"not cleaner on held-out photos: {clean.mean:+.4f} [{clean.low:+.4f}, {clean.high:+.4f}]"
+        return Judgement(differences, harm, False, reason)
+    if agree.mean < -limits.low_band_loss:
+        reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {-limits.low_band_loss:+.4f}"
+        return Judgement(differences, harm, False, reason)
+    if harm > limits.harm:
+        return Judgement(differences, harm, False, f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}")
+    reason = f"cleaner on held-out photos: {clean.mean:+.4f} [{clean.low:+.4f}, {clean.high:+.4f}]"
+    return Judgement(differences, harm, True, reason)

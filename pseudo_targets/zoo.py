@@ -1,0 +1,29 @@
+"""Priors by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from pseudo_targets.embedded import load_mini
+from pseudo_targets.priors import Prior
+
+
+class UnknownPriorError(ValueError):
+    """No prior bears this name."""
+
+
+PRIORS: dict[str, Callable[[], Prior]] = {"mini": load_mini}
+
+
+def load_prior(name: str) -> Prior:
+    """Loads a prior of `PRIORS`.
+
+    Raises:
+        UnknownPriorError: unknown name.
+    """
+    if name not in PRIORS:
+        close = difflib.get_close_matches(name, PRIORS, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}")
+    return PRIORS[name]()
