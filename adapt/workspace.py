@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,6 +39,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads what `write_tensors` wrote: tensors and text metadata."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

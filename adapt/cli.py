@@ -1,0 +1,179 @@
+"""The `adapt` command.
+
+    adapt --inputs my_camera_faces/                                  fit a restorer to the camera that took these photos
+    adapt restore photo.jpg --restorer adapt_runs/... --output out/  use it
+    adapt recipes | adapt doctor | adapt pretrain ...                see `adapt COMMAND --help`
+
+Exit codes: 0 done, 1 the job failed, 2 the command cannot be carried out as given. Errors are one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adapt.errors import AdaptError, UsageError
+
+MAIN_EPILOG = """\
+examples:
+  adapt --inputs my_camera_faces/
+  adapt --inputs scans/ --aligned --recipe quick --set finetune.steps=300
+  adapt --inputs faces/ --clean clean_faces/ --ray auto
+
+other commands: adapt restore | recipes | doctor | pretrain   (each has --help)
+The same command continues a run that was stopped."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    # Offline is the normal case: no library may look for a network on its own.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "restore": restore_command,
+        "recipes": recipes_command,
+        "doctor": doctor_command,
+        "pretrain": pretrain_command,
+    }
+    command = commands.get(given[0]) if given else None
+    try:
+        return command(given[1:]) if command else adapt_command(given)
+    except UsageError as error:
+        return _failed(error, 2)
+    except AdaptError as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt:
+        return _failed("stopped; run the same command to continue", 1)
+
+
+def adapt_command(given: list[str]) -> int:
+    """`adapt --inputs DIR`: the main job."""
+    parser = _parser("adapt", "Fits a small, fast face restorer to the camera that took your photos.", MAIN_EPILOG)
+    parser.add_argument("--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: adapt_runs/<name>-<key>)")
+    parser.add_argument("--recipe", default="default", metavar="NAME", help="preset or YAML file (see: adapt recipes)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
+    parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face: find nothing")
+    parser.add_argument("--clean", type=Path, metavar="DIR", help="clean aligned faces to use in place of drawn ones")
+    parser.add_argument("--restorer", default="compact", metavar="NAME|FILE", help="restorer to adapt")
+    parser.add_argument("--prior", default="mini", metavar="NAME", help="diffusion prior")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (default: a database in the run folder)")
+    parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
+    parser.add_argument("--ray", metavar="auto|ADDRESS", help="spread generation over a Ray cluster")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
+    options = parser.parse_args(given)
+    from adapt.job import JobOptions, run_job
+
+    run_job(
+        JobOptions(
+            inputs=options.inputs,
+            output=options.output,
+            recipe=options.recipe,
+            overrides=tuple(options.set),
+            aligned=options.aligned,
+            clean=options.clean,
+            restorer=options.restorer,
+            prior=options.prior,
+            tracking_uri=options.tracking_uri,
+            tracking=not options.no_tracking,
+            ray=options.ray,
+            device=options.device,
+            command=_command_line(given),
+        )
+    )
+    return 0
+
+
+def restore_command(given: list[str]) -> int:
+    """`adapt restore`: uses a restorer on photos; imports no diffusion."""
+    from adapt.restore import run_restore
+
+    epilog = "example:\n  adapt restore party/*.jpg --restorer adapt_runs/webcam-1a2b3c4d --output restored/"
+    parser = _parser("adapt restore", "Restores the faces in photos; the background is kept.", epilog)
+    parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
+    parser.add_argument("--restorer", type=Path, metavar="RUN|FILE", help="run folder, .safetensors or .onnx (default: embedded)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
+    parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
+    options = parser.parse_args(given)
+    return run_restore(options.photos, options.restorer, options.output, options.aligned)
+
+
+def recipes_command(given: list[str]) -> int:
+    """`adapt recipes [NAME]`: lists presets, or prints one in full."""
+    parser = _parser("adapt recipes", "Lists recipes, or prints one with every value.", "example:\n  adapt recipes default")
+    parser.add_argument("name", nargs="?", help="preset or YAML file to print in full")
+    options = parser.parse_args(given)
+    from recipes.load import PRESETS, RecipeError, dump_recipe, load_recipe, preset_names
+
+    if options.name is None:
+        for name in preset_names():
+            comments = [line[2:] for line in (PRESETS / f"{name}.yaml").read_text().splitlines() if line.startswith("# ")]
+            print(f"{name:12} {' '.join(comments[1:])}")
+        return 0
+    try:
+        print(dump_recipe(load_recipe(options.name)), end="")
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def doctor_command(given: list[str]) -> int:
+    """`adapt doctor`: what is installed, what is missing, how to get it."""
+    _parser("adapt doctor", "Shows what is installed and what is missing.", "example:\n  adapt doctor").parse_args(given)
+    from adapt.doctor import examine
+
+    return examine(print)
+
+
+def pretrain_command(given: list[str]) -> int:
+    """`adapt pretrain`: trains the mini family."""
+    epilog = (
+        "example, in this order:\n"
+        "  adapt pretrain latents  --data pets/ --output weights/\n"
+        "  adapt pretrain restorer --data pets/ --output weights/\n"
+        "  adapt pretrain removal  --data pets/ --output weights/\n"
+        "  adapt pretrain prior    --data pets/ --output weights/\n"
+        "  adapt pretrain control  --data pets/ --output weights/\n"
+        "The same command continues a training that was stopped."
+    )
+    parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
+    parser.add_argument("network", choices=("latents", "prior", "control", "removal", "restorer"))
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="clean, aligned, square images")
+    parser.add_argument("--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)")
+    parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="where weights and curves go")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: what the embedded weights had)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")
+    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    options = parser.parse_args(given)
+    from adapt.pretrain import PretrainOptions, pretrain
+
+    pretrain(PretrainOptions(**vars(options)), print)
+    return 0
+
+
+def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=name, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _command_line(given: list[str]) -> str:
+    import shlex
+
+    return "adapt " + " ".join(shlex.quote(os.fsencode(word).decode("utf-8", "backslashreplace")) for word in given)
+
+
+def _failed(error: object, code: int) -> int:
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    print(f"adapt: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The main job from options to files: checks everything first, then gathers, adapts, exports and reports."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from adapt.cluster import InProcessMapper, Mapper, RayMapper
+from adapt.console import Narrator
+from adapt.dataset import ImageBank, load_clean
+from adapt.errors import AdaptError, UsageError
+from adapt.faces import load_finder
+from adapt.gather import Gathered, gather
+from adapt.photos import printable
+from adapt.rounds import Adapted, Job, adapt
+from adapt.summary import write_outputs
+from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
+from adapt.workspace import Workspace, fingerprint, write_json, write_text
+from pseudo_targets.embedded import WeightsError, load_removal
+from pseudo_targets.zoo import UnknownPriorError, load_prior
+from recipes.load import RecipeError, dump_recipe, load_recipe
+from recipes.schema import Recipe
+from restorers.zoo import LoadedRestorer, ZooError, load_restorer
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The main job as the user asked for it; see `adapt --help`."""
+
+    inputs: Path
+    command: str
+    output: Path | None = None
+    recipe: str = "default"
+    overrides: tuple[str, ...] = ()
+    aligned: bool = False
+    clean: Path | None = None
+    restorer: str = "compact"
+    prior: str = "mini"
+    tracking_uri: str | None = None
+    tracking: bool = True
+    ray: str | None = None
+    device: str = "auto"
+
+
+def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
+    """Runs, continues or recalls the adaptation; returns the run folder.
+
+    Raises:
+        UsageError: an option or setting cannot be used; nothing was done.
+        AdaptError: the job failed; what was finished is kept and the same command continues.
+    """
+    narrator = narrator or Narrator()
+    recipe, restorer = _checked(options)
+    root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{_key(options, recipe)}"
+    workspace = Workspace(root)
+    if workspace.done.is_file():
+        narrator.say(f"already finished; {_ending(workspace)}")
+        return root
+    _refuse_foreign_folder(root, options, recipe)
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            _run(options, recipe, restorer, workspace, narrator)
+    except Timeout as error:
+        raise AdaptError(f"{root}: another adapt process works on this run; wait for it, or choose another --output") from error
+    narrator.say(_ending(workspace))
+    return root
+
+
+def _run(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspace: Workspace, narrator: Narrator) -> None:
+    started = time.monotonic()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
+    write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe)})
+    gathered = _gather(options, recipe, workspace, narrator)
+    clean = _clean(options, recipe)
+    uri = options.tracking_uri or default_uri(workspace.root)
+    with _tracker(options, workspace, uri) as tracker:
+        tracker.params({"recipe": recipe.model_dump(), "restorer": options.restorer, "prior": options.prior})
+        job = Job(
+            recipe, gathered, restorer, options.prior, load_removal(), clean, workspace, _mapper(options, device), tracker,
+            narrator, device,
+        )  # fmt: skip
+        adapted: Adapted = adapt(job)
+        seconds = time.monotonic() - started
+        write_outputs(job, adapted, printable(options.inputs), options.command, seconds)
+    write_json(
+        workspace.done,
+        {
+            "adapted": any(report.judgement.accepted for report in adapted.rounds),
+            "seconds": round(seconds, 1),
+            "tracking_uri": uri if options.tracking else None,
+        },
+    )
+
+
+def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator: Narrator) -> Gathered:
+    finder = None if options.aligned else load_finder()
+    with narrator.stage("photos", 0) as advance:
+        gathered = gather(options.inputs, workspace.root, recipe.faces, finder, lambda done, _: advance(done))
+    narrator.say(
+        f"found {gathered.photos} photos, {len(gathered.faces)} faces: {len(gathered.teaching())} teach, "
+        f"{len(gathered.judging())} judge; {len(gathered.refused)} photos not used"
+    )
+    for path, reason in gathered.refused[:5]:
+        narrator.say(f"  not used: {path}: {reason}")
+    if len(gathered.refused) > 5:
+        narrator.say(f"  ... {len(gathered.refused) - 5} more in {workspace.manifest}")
+    return gathered
+
+
+def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
+    """Everything that can be wrong before any work, all at once."""
+    faults = []
+    recipe = restorer = None
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+    except RecipeError as error:
+        faults.append(str(error))
+    try:
+        restorer = load_restorer(options.restorer)
+        if restorer.spec.scale != 1:
+            faults.append(f"--restorer {options.restorer}: scale {restorer.spec.scale}, expected 1 (a face restorer)")
+    except ZooError as error:
+        faults.append(f"--restorer: {error}")
+    try:
+        prior = load_prior(options.prior)
+        if recipe is not None and recipe.faces.size != prior.resolution:
+            faults.append(f"faces.size {recipe.faces.size}: prior {options.prior!r} works at {prior.resolution} px")
+    except (UnknownPriorError, WeightsError) as error:
+        faults.append(f"--prior: {error}")
+    if not options.inputs.exists():
+        faults.append(f"--inputs {printable(options.inputs)}: no such folder")
+    if options.clean is not None and not options.clean.is_dir():
+        faults.append(f"--clean {printable(options.clean)}: no such folder")
+    if options.device not in ("auto", "cpu", "cuda"):
+        faults.append(f"--device {options.device}: expected auto, cpu or cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        faults.append("--device cuda: no CUDA device is usable here; see `adapt doctor`")
+    if faults or recipe is None or restorer is None:
+        raise UsageError("; ".join(faults))
+    return recipe, restorer
+
+
+def _key(options: JobOptions, recipe: Recipe) -> str:
+    """What makes two runs the same: the photos, the recipe, the restorer and the prior."""
+    parts = [
+        fingerprint(options.inputs),
+        recipe.model_dump_json(),
+        str(options.aligned),
+        "" if options.clean is None else fingerprint(options.clean),
+        options.restorer,
+        options.prior,
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _refuse_foreign_folder(root: Path, options: JobOptions, recipe: Recipe) -> None:
+    record = root / "command.json"
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--output {printable(root)}: is a file, expected a folder")
+    if record.is_file():
+        if json.loads(record.read_text(encoding="utf-8"))["key"] != _key(options, recipe):
+            raise UsageError(f"--output {printable(root)}: holds a run of other photos or settings; choose another folder")
+    elif root.is_dir() and any(path.name != ".lock" and not path.name.startswith(".tmp-") and path.name != "recipe.yaml" for path in root.iterdir()):
+        raise UsageError(f"--output {printable(root)}: is not empty and holds no run; choose another folder")
+
+
+def _clean(options: JobOptions, recipe: Recipe) -> ImageBank | None:
+    return None if options.clean is None else load_clean(options.clean, recipe.faces.size)
+
+
+def _mapper(options: JobOptions, device: torch.device) -> Mapper:
+    if options.ray is None:
+        return InProcessMapper()
+    return RayMapper(options.ray, gpus_per_worker=1.0 if device.type == "cuda" else 0.0)
+
+
+def _tracker(options: JobOptions, workspace: Workspace, uri: str) -> Tracker:
+    if not options.tracking:
+        return NullTracker()
+    from adapt.tracking_mlflow import MlflowTracker
+
+    saved = workspace.root / "mlflow_run.txt"
+    resume = saved.read_text(encoding="utf-8").strip() if saved.is_file() else None
+    tracker = MlflowTracker(uri, "adapt", workspace.root.name, resume_id=resume)
+    write_text(saved, f"{tracker.run_id}\n")
+    return tracker
+
+
+def _ending(workspace: Workspace) -> str:
+    record = json.loads(workspace.done.read_text(encoding="utf-8"))
+    lines = [
+        "the restorer was adapted to this camera" if record["adapted"] else "adaptation does not help here: the restorer is unchanged",
+        f"restorer: {workspace.root / 'restorer.safetensors'} (and .onnx)",
+        f"report: {(workspace.root / 'report.html').resolve()}",
+    ]
+    if record["tracking_uri"]:
+        lines.append(f"runs: {ui_command(record['tracking_uri'])}")
+    return "\n".join(lines)
+
+
