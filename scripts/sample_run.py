@@ -19,8 +19,8 @@ RUN = environment.ROOT / "runs" / "samples"
 def main() -> int:
     """Prepare the environment, run the main job, return its exit status."""
     environment.prepare(None)
-    command = [environment.tool("adapt"), "--inputs", environment.ROOT / "samples", "--output", RUN,
-               "--recipe", "quick", *sys.argv[1:]]
+    command = [environment.tool("adapt"), "--inputs", environment.ROOT / "samples", "--aligned",
+               "--output", RUN, "--recipe", "quick", *sys.argv[1:]]
     status = subprocess.call([str(part) for part in command], cwd=environment.ROOT)
     report = RUN / "report.html"
     if status == 0 and not report.is_file():
