@@ -74,8 +74,8 @@ class FacexlibFinder:
             state = torch.load(path, map_location="cpu", weights_only=True)
             detector.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
         except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise AdaptError(f"{path}: not the weights of facexlib's RetinaFace ({reason}); fetch it again") from error
+            kind = type(error).__name__
+            raise AdaptError(f"{path}: not the weights of facexlib's RetinaFace ({kind}); fetch it again") from error
         return cls(detector.eval())
 
     def find(self, image: Tensor) -> list[Face]:

@@ -5,36 +5,71 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adapt.dataset import ImageBank
-from adapt.seeds import generator_of
-from adapt.training import ComputeLosses, TrainingPlan, make_accelerator, train
-from adapt.workspace import write_json, write_tensors
+from adapt.dataset import ImageBank, load_clean
+from adapt.evaluate import psnr
+from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
+from adapt.training import TrainingPlan, make_accelerator, train
+from adapt.workspace import sha256_of, write_json, write_tensors
+from pseudo_targets.embedded import load_codec, load_removal, load_unet
+from pseudo_targets.latents import fit_patch_latents
+from restorers.compact import load_compact
 
-Validate = Callable[[nn.Module], dict[str, float]]
+Say = Callable[[str], None]
+DEFAULTS = {
+    "restorer": TrainingPlan(steps=5000, learning_rate=1e-3, warmup=200),
+    "removal": TrainingPlan(steps=3000, learning_rate=5e-4, warmup=200),
+    "prior": TrainingPlan(steps=5000, learning_rate=5e-4, warmup=300),
+    "control": TrainingPlan(steps=2500, learning_rate=5e-4, warmup=100),
+}
+"""What the embedded weights were trained with."""
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """One network's pretraining: what is trained, on what signal, how it is judged."""
+class PretrainOptions:
+    """See `adapt pretrain --help`."""
 
-    name: str
-    module: nn.Module
-    losses: ComputeLosses
-    validate: Validate
-    plan: TrainingPlan
-    metadata: dict[str, str] = field(default_factory=dict)
+    network: str
+    data: Path
+    output: Path
+    validation: Path | None
+    size: int
+    steps: int | None
+    batch: int
+    learning_rate: float | None
+    seed: int
+    device: str
 
 
-def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: Callable[[str], None]) -> nn.Module:
-    """Trains, writes `<name>.safetensors` (half precision) and `<name>.json` (plan, curve, scores) into `output`.
+def pretrain(options: PretrainOptions, say: Say) -> None:
+    """Trains one network and writes weights, curve, validation images and model card into the output folder.
 
-    The validation curve is measured on the running average ten times; a killed run continues with the same command.
+    Raises:
+        AdaptError: no data, or a network that this one builds on is not there yet.
+    """
+    bank = load_clean(options.data, options.size)
+    if options.validation is not None:
+        validation = load_clean(options.validation, options.size).images.float()
+    else:
+        validation = bank.images[::32].float()
+        bank = ImageBank(torch.cat([bank.images[i::32] for i in range(1, 32)]))
+    say(f"{len(bank)} training images, {len(validation)} validation images at {options.size} px")
+    if options.network == "latents":
+        _fit_latents(bank, validation, options.output, say)
+        return
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    run_pretraining(_job(options, bank, validation), options.output, device, say)
+
+
+def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: Say) -> nn.Module:
+    """Trains, writes `<name>.safetensors` (half precision), `<name>.json` (plan, curve, scores) and `<name>.md`.
+
+    A killed run continues with the same command.
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(device)
@@ -45,73 +80,54 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: C
             text = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
             say(f"{job.name} step {step}/{job.plan.steps} {text} {time.monotonic() - started:.0f} s")
 
-    done = train(
-        job.module.to(device), job.losses, job.plan, accelerator, output / f"{job.name}.checkpoint.pt", report, log_every=100
-    )
-    half = {name: tensor.half() for name, tensor in done.module.state_dict().items()}
+    checkpoint = output / f"{job.name}.checkpoint.pt"
+    done = train(job.module.to(device), job.losses, job.plan, accelerator, checkpoint, report, log_every=100)
+    module = done.module.cpu()
+    # The latent transform has a file of its own.
+    half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith("codec.")}
     write_tensors(output / f"{job.name}.safetensors", half, job.metadata)
-    done.module.load_state_dict({name: tensor.float() for name, tensor in half.items()})
-    scores = job.validate(done.module)
-    write_json(
-        output / f"{job.name}.json",
-        {"plan": asdict(job.plan), "scores": scores, "losses": list(done.losses), "precision": accelerator.mixed_precision},
+    module.load_state_dict({name: tensor.float() for name, tensor in half.items()}, strict=False)
+    record = {
+        "plan": asdict(job.plan),
+        "precision": accelerator.mixed_precision,
+        "scores": job.validate(module),
+        "losses": list(done.losses),
+    }
+    write_json(output / f"{job.name}.json", record)
+    _list_digests(output)
+    say(f"{job.name} validation {json.dumps(record['scores'])}")
+    return module
+
+
+def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor) -> Pretraining:
+    default = DEFAULTS[options.network]
+    plan = TrainingPlan(
+        steps=options.steps or default.steps,
+        learning_rate=options.learning_rate or default.learning_rate,
+        warmup=default.warmup,
+        seed=options.seed,
     )
-    say(f"{job.name} validation {json.dumps(scores)}")
-    return done.module
+    if options.network == "restorer":
+        return restorer_job(bank, validation, plan, options.batch)
+    codec = load_codec(options.output)
+    if options.network == "removal":
+        return removal_job(bank, validation, codec, plan, options.batch)
+    if options.network == "prior":
+        return prior_job(bank, validation, codec, plan, options.batch)
+    cleaners = (load_removal(options.output), load_compact(options.output / "compact.safetensors"))
+    return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch)
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image of a batch, `[B]`."""
-    return -10 * ((a.clamp(0, 1) - b.clamp(0, 1)) ** 2).mean((1, 2, 3)).log10()
+def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
+    codec = fit_patch_latents(bank.images[::8].float(), patch=4, channels=16)
+    tensors = {"basis": codec.basis, "mean": codec.mean}
+    write_tensors(output / "latents.safetensors", tensors, {"scaling": str(codec.scaling)})
+    score = float(psnr(codec.decode(codec.encode(validation)), validation).mean())
+    write_json(output / "latents.json", {"patch": codec.patch, "channels": codec.channels, "scores": {"psnr": score}})
+    _list_digests(output)
+    say(f"latents: {codec.patch} px patches, {codec.channels} channels, reconstruction {score:.2f} dB")
 
 
-def fixed_pairs(clean: Tensor, degrade: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-    """Degrades validation images with a seed of their own, the same in every run."""
-    return torch.cat([degrade(image[None], generator_of("validation", index)) for index, image in enumerate(clean)])
-
-
-def restorer_job(bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int) -> Pretraining:
-    """The compact restorer on generic degradations."""
-    from restorers.compact import Compact
-    from restorers.degradations import GenericDegradation
-    from restorers.pretrain import restoration_losses
-
-    degrade = GenericDegradation()
-    torch.manual_seed(plan.seed)
-
-    def losses(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        clean = bank.draw(batch, generator).contiguous(memory_format=torch.channels_last)
-        return restoration_losses(module, clean, degrade, generator)
-
-    return Pretraining("compact", Compact(), losses, lambda m: _restoration_scores(m, validation, degrade), plan)
-
-
-@torch.no_grad()
-def _restoration_scores(module: Callable[[Tensor], Tensor], clean: Tensor, degrade) -> dict[str, float]:
-    lq = fixed_pairs(clean, degrade)
-    restored = torch.cat([module(part) for part in lq.split(16)])
-    return {"psnr_lq": float(psnr(lq, clean).mean()), "psnr": float(psnr(restored, clean).mean())}
-
-
-def prior_job(bank: ImageBank, validation: Tensor, codec: nn.Module, schedule, plan: TrainingPlan, batch: int) -> Pretraining:
-    """The unconditional latent denoiser."""
-    from pseudo_targets.pretrain import error_by_timestep, prior_losses
-    from pseudo_targets.priors import build_mini_unet, mini_context
-
-    variance = latent_variance(bank, codec)
-    torch.manual_seed(plan.seed)
-    unet = build_mini_unet(codec.channels, validation.shape[-1] // codec.patch)
-
-    def losses(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        return prior_losses(module, codec.encode(bank.draw(batch, generator)), schedule, mini_context(), variance, generator)
-
-    def validate(module: nn.Module) -> dict[str, float]:
-        timesteps = [t for t in (25, 50, 100, 200, 400, 600, 800, 950) if t < len(schedule)]
-        return error_by_timestep(module, codec.encode(validation), schedule, mini_context(), variance, timesteps)
-
-    return Pretraining("prior", unet, losses, validate, plan)
-
-
-def latent_variance(bank: ImageBank, codec: nn.Module) -> Tensor:
-    """Variance of each latent channel over the training images, `[C]`."""
-    return codec.encode(bank.images[:: max(1, len(bank) // 512)].float()).var((0, 2, 3))
+def _list_digests(output: Path) -> None:
+    digests = {path.stem: sha256_of(path) for path in sorted(output.glob("*.safetensors"))}
+    write_json(output / "sha256.json", digests)

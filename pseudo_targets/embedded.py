@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -49,13 +49,16 @@ def load_removal(folder: Path = WEIGHTS) -> DegradationRemoval:
     return _filled(removal, {**tensors, "codec.basis": codec.basis, "codec.mean": codec.mean})
 
 
+def load_unet(folder: Path = WEIGHTS) -> UNet2DConditionModel:
+    """The prior's denoiser alone, in eval mode and frozen."""
+    tensors, metadata = read_weights(folder, "prior")
+    return _filled(build_mini_unet(load_codec(folder).channels, int(metadata["size"]), _widths(metadata)), tensors)
+
+
 def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
     """The prior with its IRControlNet, in eval mode and frozen."""
-    codec = load_codec(folder)
-    unet_tensors, metadata = read_weights(folder, "prior")
-    control_tensors, _ = read_weights(folder, "control")
-    unet = _filled(build_mini_unet(codec.channels, int(metadata["size"]), _widths(metadata)), unet_tensors)
-    control = _filled(build_ir_controlnet(unet), control_tensors)
+    codec, unet = load_codec(folder), load_unet(folder)
+    control = _filled(build_ir_controlnet(unet), read_weights(folder, "control")[0])
     digests = _digests(folder)
     together = hashlib.sha256("".join(digests[name] for name in ("latents", "prior", "control")).encode()).hexdigest()
     return LatentPrior(
@@ -63,7 +66,7 @@ def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
         unet,
         control,
         mini_schedule(),
-        resolution=int(metadata["size"]) * codec.patch,
+        resolution=int(unet.config.sample_size) * codec.patch,
         context=mini_context(),
         name="mini",
         licence=LICENCE,
@@ -88,7 +91,6 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         return {key: file.get_tensor(key).float() for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-@cache
 def _digests(folder: Path) -> dict[str, str]:
     path = folder / "sha256.json"
     if not path.is_file():

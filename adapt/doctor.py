@@ -1,0 +1,73 @@
+"""`adapt doctor`: what is installed, which accelerator, which weights, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from adapt.errors import AdaptError
+from adapt.face_retina import WEIGHTS_NAME, find_weights
+from adapt.faces import load_finder
+from adapt.identity import WEIGHTS as IDENTITY_WEIGHTS
+from adapt.training import mixed_precision
+from pseudo_targets.embedded import WeightsError, load_mini, load_removal
+from restorers.zoo import ZooError, load_restorer
+
+NEEDED = ("torch", "diffusers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "onnx", "onnxruntime", "mlflow")
+EXTRAS = {
+    "ray": "generation on a cluster (--ray): pip install 'ray[tune]'",
+    "facexlib": "a stronger face finder and identity scores: pip install facexlib",
+    "spandrel": "published restorers as --restorer FILE: pip install spandrel",
+    "pillow-heif": "HEIC photos: pip install pillow-heif",
+}
+
+
+def examine(say: Callable[[str], None]) -> int:
+    """Prints the state of the installation; returns 0 when the main job can run, else 1."""
+    say(f"python {platform.python_version()} on {platform.platform()} ({sys.executable})")
+    healthy = True
+    for name in NEEDED:
+        found = _version(name)
+        healthy &= found is not None
+        say(f"  {name:14} {found or f'MISSING, needed: pip install {name}'}")
+    for name, purpose in EXTRAS.items():
+        say(f"  {name:14} {_version(name) or f'not installed, optional: {purpose}'}")
+    say(_accelerator())
+    for what, load in (("prior mini", load_mini), ("degradation removal", load_removal), ("restorer", _compact)):
+        try:
+            load()
+            say(f"weights {what}: embedded, checked")
+        except (WeightsError, ZooError) as error:
+            healthy = False
+            say(f"weights {what}: {error}")
+    try:
+        say(f"face finder: {load_finder().name}")
+    except AdaptError as error:
+        healthy = False
+        say(f"face finder: {error}")
+    for name in (WEIGHTS_NAME, IDENTITY_WEIGHTS):
+        path = find_weights(name)
+        say(f"weights {name}: {path or 'not here, optional: put it into ~/.cache/adapt/facexlib'}")
+    say("ready: adapt --inputs DIR" if healthy else "not ready: see the lines above")
+    return 0 if healthy else 1
+
+
+def _compact() -> object:
+    return load_restorer("compact")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _accelerator() -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"accelerator: {name}; finetuning in {mixed_precision(device).replace('no', 'float32')}"

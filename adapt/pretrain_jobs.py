@@ -1,0 +1,146 @@
+"""What each network of the embedded family is trained on and judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Generator, Tensor, nn
+
+from adapt.dataset import ImageBank
+from adapt.evaluate import psnr, ssim
+from adapt.seeds import generator_of
+from adapt.training import ComputeLosses, TrainingPlan
+from pseudo_targets.consistency import LowPassReplacement
+from pseudo_targets.embedded import mini_schedule
+from pseudo_targets.filters import BlockMean
+from pseudo_targets.ir_controlnet import build_ir_controlnet
+from pseudo_targets.latents import PatchLatents
+from pseudo_targets.pretrain import (
+    clean_condition,
+    control_losses,
+    error_by_timestep,
+    prior_losses,
+    removal_losses,
+)
+from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
+from pseudo_targets.removal import DegradationRemoval
+from pseudo_targets.sampling import Path, refine
+from restorers.compact import Compact
+from restorers.degradations import GenericDegradation
+from restorers.pretrain import restoration_losses
+
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape."""
+
+    name: str
+    module: nn.Module
+    losses: ComputeLosses
+    validate: Validate
+    plan: TrainingPlan
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def fixed_pairs(clean: Tensor, degrade: Callable[[Tensor, Generator], Tensor]) -> Tensor:
+    """Degrades validation images with a seed of their own, the same in every run."""
+    return torch.cat([degrade(image[None], generator_of("validation", index)) for index, image in enumerate(clean)])
+
+
+def restorer_job(bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int) -> Pretraining:
+    """The compact restorer on generic degradations."""
+    degrade = GenericDegradation()
+    torch.manual_seed(plan.seed)
+
+    def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        clean = bank.draw(batch, generator).contiguous(memory_format=torch.channels_last)
+        return restoration_losses(module, clean, degrade, generator)
+
+    return Pretraining("compact", Compact(), losses, lambda m: _restoration_scores(m, validation), plan)
+
+
+def removal_job(bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int) -> Pretraining:
+    """Degradation removal in latent space, on the same degradations."""
+    degrade = GenericDegradation()
+    size = validation.shape[-1] // codec.patch
+    torch.manual_seed(plan.seed)
+    module = DegradationRemoval(codec, size)
+
+    def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        return removal_losses(net, bank.draw(batch, generator), degrade, codec, generator)
+
+    metadata = {"size": str(size), "widths": "48,96,192"}
+    return Pretraining("removal", module, losses, lambda m: _restoration_scores(m, validation), plan, metadata)
+
+
+def prior_job(bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int) -> Pretraining:
+    """The unconditional latent denoiser."""
+    schedule, variance = mini_schedule(), latent_variance(bank, codec)
+    size = validation.shape[-1] // codec.patch
+    torch.manual_seed(plan.seed)
+    unet = build_mini_unet(codec.channels, size)
+
+    def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        latent = codec.encode(bank.draw(batch, generator))
+        return prior_losses(module, latent, schedule, mini_context(), variance, generator)
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        latent, timesteps = codec.encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
+        return error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
+
+    metadata = {"size": str(size), "widths": "64,128,192"}
+    return Pretraining("prior", unet, losses, validate, plan, metadata)
+
+
+def control_job(
+    bank: ImageBank,
+    validation: Tensor,
+    codec: PatchLatents,
+    unet: UNet2DConditionModel,
+    cleaners: tuple[Callable[[Tensor], Tensor], ...],
+    plan: TrainingPlan,
+    batch: int,
+) -> Pretraining:
+    """The IRControlNet on top of the frozen denoiser, conditioned on what the cleaners make of degraded images."""
+    schedule, variance, degrade = mini_schedule(), latent_variance(bank, codec), GenericDegradation()
+    unet = unet.requires_grad_(False)
+
+    def losses(control: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        clean = bank.draw(batch, generator)
+        condition = clean_condition(clean, degrade, cleaners, codec, generator)
+        latent = codec.encode(clean)
+        return control_losses(control, unet, latent, condition, schedule, mini_context(), variance, generator)
+
+    def validate(control: nn.Module) -> dict[str, float]:
+        prior = LatentPrior(codec, unet, control, schedule, validation.shape[-1], mini_context(), "mini", "", "")
+        lq = fixed_pairs(validation, degrade)
+        reference = torch.cat([cleaners[0](part).clamp(0, 1) for part in lq.split(16)])
+        path, keep = Path(300, 10), [LowPassReplacement(BlockMean(2), 300, 100)]
+        generators = [generator_of("refine", index) for index in range(len(lq))]
+        chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
+        refined = torch.cat([refine(prior, part, path, keep, seeds) for part, seeds in chunks])
+        scores = {"psnr_lq": lq, "psnr_reference": reference, "psnr_refined": refined}
+        return {name: float(psnr(image, validation).mean()) for name, image in scores.items()}
+
+    return Pretraining("control", build_ir_controlnet(unet), losses, validate, plan)
+
+
+def latent_variance(bank: ImageBank, codec: PatchLatents) -> Tensor:
+    """Variance of each latent channel over the training images, `[C]`."""
+    return codec.encode(bank.images[:: max(1, len(bank) // 512)].float()).var((0, 2, 3))
+
+
+@torch.no_grad()
+def _restoration_scores(module: Callable[[Tensor], Tensor], clean: Tensor) -> dict[str, float]:
+    lq = fixed_pairs(clean, GenericDegradation())
+    restored = torch.cat([module(part) for part in lq.split(16)])
+    return {
+        "psnr_lq": float(psnr(lq, clean).mean()),
+        "psnr": float(psnr(restored, clean).mean()),
+        "ssim": float(ssim(restored, clean).mean()),
+    }

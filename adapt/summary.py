@@ -1,0 +1,182 @@
+"""What a finished run leaves behind: restorer, ONNX, manifest, model card, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.gather import FaceRecord, load_crops
+from adapt.judge import restore_all
+from adapt.model_card import write_model_card
+from adapt.photos import write_photo
+from adapt.report import write_report
+from adapt.results import Example, RunSummary
+from adapt.rounds import Adapted, Job, read_camera
+from adapt.seeds import generator_of
+from adapt.targets import read_provenance, read_target
+from adapt.workspace import write_jsonl
+from pseudo_targets.zoo import load_prior
+from recipes.load import dump_recipe
+from restorers.export import export_onnx
+from restorers.zoo import save_restorer
+
+SHOWN = 12  # examples of each kind in the report
+
+
+def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds: float) -> RunSummary:
+    """Writes everything a user takes away into the run folder and logs it."""
+    root = job.workspace.root
+    files = {name: root / name for name in ("restorer.safetensors", "restorer.onnx", "model_card.md", "report.html")}
+    with job.narrator.stage("export and report", 1) as advance:
+        spec = adapted.restorer.spec
+        save_restorer(adapted.restorer, files["restorer.safetensors"])
+        export_onnx(adapted.restorer.module, files["restorer.onnx"], spec.multiple_of, spec.minimum)
+        write_jsonl(job.workspace.manifest, manifest_rows(job, adapted))
+        summary = summarise(job, adapted, inputs, command, seconds)
+        write_model_card(summary, files["model_card.md"])
+        write_report(summary, files["report.html"])
+        grid = root / "held_out.png"
+        write_photo(grid, example_grid(summary.held_out_examples))
+        for path in (files["report.html"], files["model_card.md"], job.workspace.manifest, grid):
+            job.tracker.artifact(path)
+        job.tracker.model(files["restorer.safetensors"])
+        job.tracker.model(files["restorer.onnx"])
+        advance(1)
+    return summary
+
+
+def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: float) -> RunSummary:
+    """Collects what report and model card say."""
+    gathered, root = job.gathered, job.workspace.root
+    accepted, rejected = _target_examples(job, adapted)
+    return RunSummary(
+        inputs=inputs,
+        command=command,
+        run_dir=root,
+        recipe_yaml=dump_recipe(job.recipe),
+        photos=gathered.photos,
+        faces=len(gathered.faces),
+        adapt_faces=len(gathered.teaching()),
+        held_out_faces=len(gathered.judging()),
+        refused=gathered.refused,
+        rounds=adapted.rounds,
+        held_out_examples=_held_out_examples(job, adapted),
+        accepted_examples=accepted,
+        rejected_examples=rejected,
+        camera_images=_camera_images(job, adapted),
+        licences=_licences(job),
+        restorer=job.restorer.spec.name,
+        prior=job.prior,
+        seconds=seconds,
+        adapted=any(report.judgement.accepted for report in adapted.rounds),
+        distance_to_base=distance(job.restorer.module, adapted.restorer.module),
+        files={"restorer": root / "restorer.safetensors", "onnx": root / "restorer.onnx"},
+    )
+
+
+def distance(base: nn.Module, module: nn.Module) -> float:
+    """Length of the change of all weights over the length of the base weights."""
+    pairs = list(zip(base.parameters(), module.parameters(), strict=True))
+    change = sum(float((b.detach().cpu() - a.detach().cpu()).square().sum()) for a, b in pairs)
+    return (change / sum(float(a.detach().square().sum()) for a, _ in pairs)) ** 0.5
+
+
+def example_grid(examples: tuple[Example, ...]) -> Tensor:
+    """Photo, before and after of each example, side by side, one example a row: `[1, 3, N*S, 3*S]`."""
+    rows = [torch.cat([example.lq, example.before, example.after], dim=2) for example in examples]
+    return torch.cat(rows, dim=1)[None]
+
+
+def manifest_rows(job: Job, adapted: Adapted) -> Iterator[dict[str, Any]]:
+    """One row for each photo, face and pseudo target."""
+    faces = job.gathered.faces
+    for photo, sha256 in sorted({(face.photo, face.sha256) for face in faces}):
+        yield {"kind": "photo", "path": photo, "sha256": sha256, "state": "used"}
+    for path, reason in job.gathered.refused:
+        yield {"kind": "photo", "path": path, "state": "not used", "reason": reason}
+    for face in faces:
+        row = asdict(face)
+        row["state"] = "held out" if row.pop("held_out") else "teaches"
+        yield {"kind": "face", **row}
+    for report in adapted.rounds:
+        folder = job.workspace.round(report.number) / "targets"
+        for face in job.gathered.teaching():
+            path = folder / f"{face.id}.safetensors"
+            row = {"kind": "target", "face": face.id, "round": report.number}
+            if not path.is_file():
+                yield {**row, "state": "failed"}
+                continue
+            target = read_target(path)
+            state = {"state": "accepted" if target.accepted else "rejected", "reason": target.reason}
+            yield {**row, **state, "scores": target.scores, "provenance": read_provenance(path)}
+
+
+def _held_out_examples(job: Job, adapted: Adapted) -> tuple[Example, ...]:
+    faces = job.gathered.judging()[:SHOWN]
+    photos = load_crops(job.workspace.root, faces)
+    before = restore_all(job.restorer.module.cpu().eval(), photos)
+    after = restore_all(adapted.restorer.module.cpu().eval(), photos)
+    return tuple(Example(_title(face), *images) for face, *images in zip(faces, photos, before, after, strict=True))
+
+
+def _target_examples(job: Job, adapted: Adapted) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Accepted and rejected pseudo targets of the last round."""
+    kept: list[Example] = []
+    rejected: list[Example] = []
+    folder = job.workspace.round(adapted.rounds[-1].number) / "targets"
+    for face in job.gathered.teaching():
+        path = folder / f"{face.id}.safetensors"
+        if not path.is_file() or min(len(kept), len(rejected)) >= SHOWN:
+            continue
+        target = read_target(path)
+        chosen = kept if target.accepted else rejected
+        if len(chosen) < SHOWN:
+            chosen.append(_target_example(job, adapted, face, path))
+    return tuple(kept), tuple(rejected)
+
+
+def _target_example(job: Job, adapted: Adapted, face: FaceRecord, path: Any) -> Example:
+    target = read_target(path)
+    photo = load_crops(job.workspace.root, [face])
+    before = restore_all(job.restorer.module.cpu().eval(), photo)[0]
+    after = restore_all(adapted.restorer.module.cpu().eval(), photo)[0]
+    confidence = target.confidence.expand(3, -1, -1)
+    example = Example(_title(face), photo[0], before, after, target.mean, confidence, target.reason)
+    return example if target.reason else replace(example, note=", ".join(f"{k} {v:.3f}" for k, v in target.scores.items()))
+
+
+def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
+    """A clean face and the same face as the learned camera photographs it, for the last round that has a camera."""
+    paths = [job.workspace.round(report.number) / "camera.safetensors" for report in reversed(adapted.rounds)]
+    path = next((path for path in paths if path.is_file()), None)
+    bank = sorted((job.workspace.root / "bank").glob("*.safetensors"))
+    if path is None or not bank:
+        return {}
+    from adapt.workspace import read_tensors
+
+    camera = read_camera(path)
+    clean = read_tensors(bank[0])[0]["faces"][:4].float()
+    seen = camera(clean, generator_of("report", job.recipe.seed))
+    photos = load_crops(job.workspace.root, job.gathered.teaching()[:4])
+    return {
+        "clean faces drawn by the prior": torch.cat(list(clean), dim=2),
+        "as the learned camera sees them": torch.cat(list(seen), dim=2),
+        "photos of the real camera": torch.cat(list(photos), dim=2),
+    }
+
+
+def _licences(job: Job) -> dict[str, str]:
+    spec = job.restorer.spec
+    return {
+        f"restorer {spec.name}": spec.licence + ("" if spec.commercial else " (no commercial use; so is what you adapted)"),
+        f"prior {job.prior}": load_prior(job.prior).licence,
+    }
+
+
+def _title(face: FaceRecord) -> str:
+    return f"{face.photo} #{face.index}" if face.index else face.photo
