@@ -37,8 +37,8 @@ def installed() -> bool:
 
 
 def find_weights(name: str = WEIGHTS_NAME) -> Path | None:
-    """A file of facexlib's weights on this machine: in `$ADAPT_CACHE/facexlib` (default `~/.cache/adapt/facexlib`), then in
-    facexlib's own folder."""
+    """A weights file of facexlib on this machine, or None: in `$ADAPT_CACHE/facexlib` (default
+    `~/.cache/adapt/facexlib`), then in facexlib's own folder."""
     root = os.environ.get("ADAPT_CACHE")
     folders = [(Path(root) if root else Path.home() / ".cache" / "adapt") / "facexlib"]
     spec = importlib.util.find_spec("facexlib")
