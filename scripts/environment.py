@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
@@ -111,16 +111,17 @@ def _requirements() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _read_state() -> dict:
+def _read_state() -> dict[str, Any]:
     try:
-        return json.loads(STATE.read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads(STATE.read_text(encoding="utf-8"))
+        return state
     except FileNotFoundError:
         return {}
     except ValueError:
         return {"unfinished": True}
 
 
-def _write_state(state: dict) -> None:
+def _write_state(state: dict[str, Any]) -> None:
     temporary = STATE.with_suffix(".tmp")
     temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
     os.replace(temporary, STATE)
@@ -180,7 +181,7 @@ def _choose_torch() -> Torch:
                  f"{CPU_INDEX} offers a CPU torch: taking what the registry gives, with CUDA packages (gigabytes)")
 
 
-def _candidate(*options: str) -> dict | None:
+def _candidate(*options: str) -> dict[str, Any] | None:
     """Metadata of the torch that pip would install, or None where it finds none."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -190,10 +191,11 @@ def _candidate(*options: str) -> dict | None:
             capture_output=True, stdin=subprocess.DEVNULL, check=False)
         if done.returncode or not report.exists():
             return None
-        return json.loads(report.read_text(encoding="utf-8"))["install"][0]["metadata"]
+        metadata: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["install"][0]["metadata"]
+        return metadata
 
 
-def _needs_cuda(metadata: dict) -> bool:
+def _needs_cuda(metadata: dict[str, Any]) -> bool:
     """Whether a torch wheel asks for CUDA packages on this machine; markers are read only as far as torch uses them."""
     def applies(requirement: str) -> bool:
         return "platform_machine" not in requirement or platform.machine() in requirement
@@ -204,11 +206,11 @@ def _needs_cuda(metadata: dict) -> bool:
 
 def _make_torchvision_importable() -> None:
     """Leave torchvision working or gone: broken, it would break diffusers, which imports it where it finds it."""
-    probe = [_python(), "-c", "import torchvision"]
+    probe = [str(_python()), "-c", "import torchvision"]
     if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return
     say("this torchvision is a CUDA build: adding stubs so that it loads beside a CPU torch")
-    stubbed = subprocess.run([_python(), ROOT / "scripts" / "torchvision_cpu.py"], check=False)
+    stubbed = subprocess.run([str(_python()), str(ROOT / "scripts" / "torchvision_cpu.py")], check=False)
     if stubbed.returncode or subprocess.run(probe, capture_output=True, check=False).returncode:
         say("torchvision cannot be made to load here: removing it and spandrel, whose tests are skipped")
         _pip("uninstall", "--yes", "torchvision", "spandrel")

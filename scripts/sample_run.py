@@ -2,7 +2,7 @@
 
     python3 scripts/sample_run.py
 
-Other arguments go to `adapt`. A finished run returns at once; remove `runs/samples` to start over.
+Other arguments go to `adapt`. A finished run returns at once; remove `adapt_runs/samples` to start over.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ if sys.version_info < (3, 10):
 
 import environment
 
-RUN = environment.ROOT / "runs" / "samples"
+RUN = environment.ROOT / "adapt_runs" / "samples"
 
 
 def main() -> int:
