@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pseudo_targets.consistency import Reference, RestorationGuidance, detail_weight, guidance_loss
 from pseudo_targets.schedule import respace, spaced_timesteps
-from tests.parity.parity_files import absolute, needs_fixtures, relative, tensors
+from tests.parity.parity_files import absolute, config, needs_fixtures, relative, tensors
 from tests.parity.reference_schedules import diffbir_schedule
 from tests.parity.tiny_vae import tiny_vae
 
@@ -62,9 +62,7 @@ def test_one_application(pieces: dict[str, Tensor], loss: str) -> None:
     assert relative(2 * decoded - 1, pieces["latent_decoded"]) < 1e-5
     reference = Reference(latent=z0, image=image)
     expected = pieces[f"latent_{loss}_rgb_dz"]
-    unit = RestorationGuidance(vae.decode, 1.0, "rgb", loss, chain=chain).shift(z0, reference)
-    scale = float((expected * unit).sum() / (unit * unit).sum())
-    guidance = RestorationGuidance(vae.decode, scale, "rgb", loss, chain=chain)
+    guidance = RestorationGuidance(vae.decode, config("diffbir")["guidance_scale"]["rgb"], "rgb", loss, chain=chain)
     assert relative(guidance.shift(z0, reference), expected) < 1e-4
     assert relative(guidance(z0, reference, timestep), pieces[f"latent_{loss}_rgb_z0_after"]) < 1e-4
     weight = detail_weight(image) if loss == "wmse" else None

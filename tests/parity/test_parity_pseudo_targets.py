@@ -14,6 +14,7 @@ from tests.parity.reference_schedules import iddpm_schedule
 
 pytestmark = needs_fixtures
 RUNS = names("pseudo_target_*")
+STEPWISE = [name for name in RUNS if "x_before_step" in arrays(name)]
 
 
 def run_chain(name: str) -> Chain:
@@ -66,7 +67,7 @@ def conserved_weights(size: int, factor: int) -> Tensor:
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name in ("pseudo_target_general", "pseudo_target_swinir")])
+@pytest.mark.parametrize("name", STEPWISE)
 def test_swap_hands_the_conserved_band_to_the_noised_reference(name: str) -> None:
     """w(x - P(x) + P(q)) = w q whatever the network returned: pins noise order, noise level and window."""
     run, chain = tensors(name), run_chain(name)
@@ -93,7 +94,7 @@ def test_swap_hands_the_conserved_band_to_the_noised_reference(name: str) -> Non
     assert checked > 0
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name in ("pseudo_target_general", "pseudo_target_swinir")])
+@pytest.mark.parametrize("name", STEPWISE)
 def test_first_step_lies_within_the_learned_range(name: str) -> None:
     """Undo nothing: at the first step x' = (1 - P)(mean + s * noise) + P(q) with s between the two fixed deviations."""
     run, chain = tensors(name), run_chain(name)
