@@ -1,0 +1,83 @@
+"""Every prior keeps the same promises."""
+
+import pytest
+import torch
+from pseudo_targets.consistency import LowPassReplacement
+from pseudo_targets.filters import BlockMean
+from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.sampling import Path, draw, refine
+from pseudo_targets.zoo import PRIORS as SHIPPED
+
+from tests.tiny import PRIORS, blobs
+
+
+@pytest.fixture(scope="module", params=sorted(PRIORS) + sorted(SHIPPED))
+def prior(request: pytest.FixtureRequest) -> LatentPrior:
+    return (PRIORS | SHIPPED)[request.param]()
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def test_encode_decode_keep_the_shape_and_nearly_the_image(prior: LatentPrior) -> None:
+    image = blobs(2, prior.resolution)
+    decoded = prior.decode(prior.encode(image))
+    assert decoded.shape == image.shape
+    assert prior.encode(image).shape[0] == 2
+
+
+def test_denoise_gives_a_finite_x0_of_the_latent_shape(prior: LatentPrior) -> None:
+    latent = prior.encode(blobs(2, prior.resolution))
+    for condition in (None, Condition(latent)):
+        x0 = prior.denoise(latent, torch.tensor([10, 900]), condition)
+        assert x0.shape == latent.shape
+        assert torch.isfinite(x0).all()
+
+
+def test_the_condition_matters(prior: LatentPrior) -> None:
+    latent = prior.encode(blobs(2, prior.resolution))
+    x_t = prior.schedule.q_sample(latent, 500, torch.randn(latent.shape, generator=seeds(1)[0]))
+    timestep = torch.tensor([500, 500])
+    with_one, with_other = (prior.denoise(x_t, timestep, Condition(c)) for c in (latent, latent.flip(0)))
+    assert (with_one - with_other).abs().max() > 1e-4
+
+
+def test_refine_is_deterministic_and_does_not_depend_on_the_batch(prior: LatentPrior) -> None:
+    image, path = blobs(3, prior.resolution), Path(300, 4)
+    together = refine(prior, image, path, [], seeds(1, 2, 3))
+    again = refine(prior, image, path, [], seeds(1, 2, 3))
+    alone = refine(prior, image[1:2], path, [], seeds(2))
+    assert together.shape == image.shape
+    assert 0 <= together.min() and together.max() <= 1
+    assert torch.equal(together, again)
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=0)
+
+
+def test_low_pass_replacement_to_the_end_keeps_the_low_band_of_the_latent(prior: LatentPrior) -> None:
+    low_pass = BlockMean(2)
+    image = blobs(2, prior.resolution) * 0.5 + 0.25
+    latent = prior.encode(image)
+    from pseudo_targets.consistency import Reference
+    from pseudo_targets.sampling import denoise_with_consistency
+
+    keep = [LowPassReplacement(low_pass, 400, 0)]
+    x = prior.schedule.q_sample(latent, 400, torch.randn(latent.shape, generator=seeds(5)[0]))
+    result = denoise_with_consistency(prior, x, Path(400, 3), Condition(latent), keep, Reference(latent, image), seeds(1, 2))
+    torch.testing.assert_close(low_pass(result), low_pass(latent), atol=1e-4, rtol=1e-4)
+    assert (result - latent).abs().max() > 1e-3
+
+
+def test_draws_differ_by_seed_and_repeat_by_seed(prior: LatentPrior) -> None:
+    path = Path(len(prior.schedule) - 1, 3)
+    first = draw(prior, 2, path, seeds(1, 2))
+    assert torch.equal(first, draw(prior, 2, path, seeds(1, 2)))
+    assert (first[0] - first[1]).abs().max() > 1e-3
+
+
+def test_a_prior_without_control_refuses_a_condition() -> None:
+    prior = PRIORS["patch"]()
+    prior.control = None
+    latent = prior.encode(blobs(1))
+    with pytest.raises(ValueError, match="no IRControlNet"):
+        prior.denoise(latent, torch.tensor([5]), Condition(latent))

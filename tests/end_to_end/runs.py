@@ -1,0 +1,39 @@
+"""Small photo folders and settings with which the whole job takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from adapt.photos import write_photo
+
+from tests.tiny import blobs
+
+SHORT = (
+    "rounds=1",
+    "generation.candidates=2",
+    "generation.calls=2",
+    "camera.steps=4",
+    "camera.bank=16",
+    "camera.bank_calls=1",
+    "finetune.steps=6",
+    "finetune.batch=4",
+    # Blobs are no faces: the gate and the judge would rightly refuse them, and then nothing would be exercised.
+    "gate.low_band=9",
+    "gate.spread=9",
+    "gate.residual=9",
+)
+
+
+def short_settings() -> list[str]:
+    """`--set` options for `SHORT`."""
+    return [word for setting in SHORT for word in ("--set", setting)]
+
+
+def write_blobs(folder: Path, count: int = 12) -> Path:
+    """Writes `count` noisy square images and returns the folder."""
+    images = blobs(count, 128)
+    noise = 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    for index, image in enumerate((images + noise).clamp(0, 1)):
+        write_photo(folder / f"{index:02d}.png", image[None])
+    return folder

@@ -1,0 +1,135 @@
+"""`adapt --inputs` from photos to restorer and report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from adapt.cli import main
+from adapt.photos import read_photo
+from restorers.runtime import load_runtime
+
+from tests.end_to_end.runs import short_settings, write_blobs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    folder = tmp_path_factory.mktemp("adapt")
+    photos = write_blobs(folder / "photos")
+    (photos / "broken.jpg").write_bytes(b"not a photo")
+    (photos / "copy.png").write_bytes((photos / "00.png").read_bytes())
+    command = ["--inputs", str(photos), "--output", str(folder / "run"), "--aligned", *short_settings()]
+    assert main(command) == 0
+    return command, folder / "run"
+
+
+def test_a_run_leaves_everything_a_user_takes_away(finished: tuple[list[str], Path]) -> None:
+    _, run = finished
+    names = ("recipe.yaml", "manifest.jsonl", "restorer.safetensors", "restorer.onnx", "model_card.md", "report.html", "mlflow.db")
+    assert [name for name in names if not (run / name).is_file()] == []
+    assert (run / "rounds/1/camera.safetensors").is_file()
+    assert list(run.rglob(".tmp-*")) == []
+
+
+def test_the_manifest_accounts_for_every_photo_face_and_target(finished: tuple[list[str], Path]) -> None:
+    _, run = finished
+    rows = [json.loads(line) for line in (run / "manifest.jsonl").read_text().splitlines()]
+    photos = [row for row in rows if row["kind"] == "photo"]
+    faces = [row for row in rows if row["kind"] == "face"]
+    targets = [row for row in rows if row["kind"] == "target"]
+    assert len([row for row in photos if row["state"] == "used"]) == 12
+    reasons = {Path(row["path"]).name: row["reason"] for row in photos if row["state"] != "used"}
+    assert set(reasons) == {"broken.jpg", "copy.png"} and all(reasons.values())
+    assert len(faces) == 12
+    held = {row["id"] for row in faces if row["state"] == "held out"}
+    assert len(held) == 2
+    assert {row["face"] for row in targets} == {row["id"] for row in faces} - held
+    assert all(row["state"] == "accepted" and row["provenance"]["recipe_sha256"] for row in targets)
+
+
+def test_a_finished_run_returns_at_once_and_changes_nothing(finished: tuple[list[str], Path], capsys) -> None:
+    command, run = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert main(command) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_torch_and_onnx_restorers_of_the_run_agree(finished: tuple[list[str], Path]) -> None:
+    _, run = finished
+    photo = read_photo(next((run / "faces").iterdir()))
+    a, b = (load_runtime(run / f"restorer.{suffix}")(photo) for suffix in ("safetensors", "onnx"))
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_other_settings_do_not_overwrite_a_run(finished: tuple[list[str], Path], capsys) -> None:
+    command, _ = finished
+    assert main([*command, "--set", "rounds=2"]) in (0, 2)
+    assert main([*command[:4], "--aligned", "--set", "finetune.steps=99"]) == 2
+    assert "other photos or settings" in capsys.readouterr().err
+
+
+def test_mlflow_has_a_parent_and_a_nested_run(finished: tuple[list[str], Path]) -> None:
+    import mlflow
+
+    _, run = finished
+    client = mlflow.MlflowClient(f"sqlite:///{run.absolute() / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("adapt")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert (len(parents), len(children)) == (1, 1)
+    assert "recipe.finetune.steps" in parents[0].data.params
+    assert "loss/pixel" in children[0].data.metrics
+    assert children[0].data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+
+
+def test_too_few_faces_stop_with_one_clear_line(tmp_path: Path, capsys) -> None:
+    photos = write_blobs(tmp_path / "few", 5)
+    assert main(["--inputs", str(photos), "--output", str(tmp_path / "run"), "--aligned", "--no-tracking"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "5 faces" in error and "at least 8" in error and "\n" not in error
+
+
+def test_bad_options_are_all_reported_before_any_work(tmp_path: Path, capsys) -> None:
+    command = ["--inputs", str(tmp_path / "none"), "--restorer", "compakt", "--prior", "minni", "--set", "roundz=1"]
+    assert main([*command, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    for part in ("no such folder", "did you mean 'compact'", "did you mean 'mini'", "did you mean 'rounds'"):
+        assert part in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["restore"], ["recipes"], ["doctor"], ["pretrain"]])
+def test_every_command_has_help_with_an_example(command: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_missing_options_are_usage_errors(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "--inputs" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_printed(capsys) -> None:
+    assert main(["recipes"]) == 0
+    assert "default" in capsys.readouterr().out
+    assert main(["recipes", "quick"]) == 0
+    assert "camera:" in capsys.readouterr().out
+
+
+def test_doctor_finds_the_embedded_weights(capsys) -> None:
+    assert main(["doctor"]) == 0
+    assert "ready" in capsys.readouterr().out
+
+
+def test_without_the_flag_ray_is_not_imported() -> None:
+    code = "import adapt.job, adapt.cluster, sys; sys.exit('ray' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

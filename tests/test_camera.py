@@ -1,0 +1,88 @@
+"""The learned camera recovers a known camera, and its parts do what their formulas say."""
+
+import pytest
+import torch
+from pseudo_targets.bank import is_gray
+from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera, power_spectrum
+
+from tests.tiny import blobs
+
+
+def gen(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def detailed(count: int, seed: int) -> torch.Tensor:
+    texture = torch.randn(count, 3, 32, 32, generator=gen(seed + 100)) * 0.1
+    return (blobs(count, 32, seed) + texture).clamp(0, 1)
+
+
+def true_camera(clean: torch.Tensor, seed: int) -> torch.Tensor:
+    blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(clean, (1,) * 4, mode="reflect"), 3, 1)
+    return (0.8 * blurred + 0.05 + 0.03 * torch.randn(clean.shape, generator=gen(seed))).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> LearnedCamera:
+    clean = detailed(24, 1)
+    return fit_camera(clean, true_camera(clean, 2), detailed(24, 3), CameraFit(steps=150), seed=0)
+
+
+def test_mean_response_approaches_the_true_one(fitted: LearnedCamera) -> None:
+    clean = detailed(8, 7)
+    noiseless = torch.stack([true_camera(clean, seed) for seed in range(40)]).mean(0)
+    error = (fitted.mean(clean) - noiseless).square().mean().sqrt()
+    identity = (clean - noiseless).square().mean().sqrt()
+    assert error < 0.4 * identity
+
+
+def test_noise_strength_is_recovered(fitted: LearnedCamera) -> None:
+    clean = detailed(8, 9)
+    mean = fitted.mean(clean)
+    assert float(fitted.noise(mean, gen(1)).std()) == pytest.approx(0.03, rel=0.35)
+
+
+def test_samples_repeat_by_seed_and_stay_in_range(fitted: LearnedCamera) -> None:
+    clean = detailed(2, 5)
+    first = fitted(clean, gen(3))
+    assert torch.equal(first, fitted(clean, gen(3)))
+    assert not torch.equal(first, fitted(clean, gen(4)))
+    assert 0 <= first.min() and first.max() <= 1
+
+
+def test_spectrum_match_finds_blur_that_the_pairs_do_not_show() -> None:
+    clean = detailed(24, 1)
+    blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(clean, (1,) * 4, mode="reflect"), 3, 1)
+    bank = detailed(24, 3)
+    # The "restored" clean side still has the blur, so pairs alone say that the camera does nothing.
+    blind = fit_camera(blurred, blurred, bank, CameraFit(steps=30, spectrum_match=False), seed=0)
+    matched = fit_camera(blurred, blurred, bank, CameraFit(steps=30), seed=0)
+    wanted = power_spectrum(blurred)[8:24, 8:].mean()
+    distance = {
+        name: abs(float(power_spectrum(camera(bank, gen(0)))[8:24, 8:].mean() / wanted) - 1)
+        for name, camera in (("blind", blind), ("matched", matched))
+    }
+    assert distance["matched"] < 0.35 * distance["blind"]
+
+
+def test_strength_is_linear_between_brightness_levels() -> None:
+    camera = LearnedCamera(32)
+    camera.sigma.copy_(torch.linspace(0.0, 0.7, 8).expand(3, -1))
+    middle = torch.full((1, 3, 32, 32), 0.5)  # halfway between the centres of levels 3 and 4
+    assert float(camera.strength(middle).mean()) == pytest.approx(0.35, abs=1e-3)
+
+
+def test_gray_photos_have_a_singular_spectrum_and_give_gray_noise() -> None:
+    clean = detailed(16, 1).mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+    grain = 0.05 * torch.randn(16, 1, 32, 32, generator=gen(0))
+    camera = fit_camera(clean, (clean + grain).clamp(0, 1), clean, CameraFit(steps=60), seed=0)
+    unit = torch.einsum("hwij,bjhw->bihw", torch.view_as_complex(camera.noise_root), torch.fft.rfft2(torch.randn(1, 3, 32, 32)))
+    red, green = torch.fft.irfft2(unit)[0, :2]
+    assert torch.corrcoef(torch.stack([red.flatten(), green.flatten()]))[0, 1] > 0.98
+
+
+def test_gray_is_told_from_colour() -> None:
+    colour = detailed(6, 2)
+    gray = colour.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    sepia = gray * torch.tensor([1.0, 0.97, 0.93]).view(1, 3, 1, 1)
+    assert is_gray(gray) and is_gray(sepia) and not is_gray(colour)

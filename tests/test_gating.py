@@ -1,0 +1,77 @@
+"""The gate rejects what cannot be trusted, each with its reason, and measures agreement between draws."""
+
+import pytest
+import torch
+from pseudo_targets.gating import Thresholds, confidence_map, gate, low_band_difference, remaining_degradation
+
+from tests.tiny import blobs
+
+LIMITS = Thresholds(low_band=0.05, spread=0.05, residual=0.05, identity=0.5)
+
+
+def same(image: torch.Tensor) -> torch.Tensor:
+    return image
+
+
+def noisy(image: torch.Tensor, seed: int, sigma: float) -> torch.Tensor:
+    return image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_good_target_is_accepted_with_its_scores() -> None:
+    photo = blobs(2)
+    candidates = torch.stack([noisy(photo, k, 0.005) for k in range(3)])
+    for target in gate(photo, photo, candidates, same, LIMITS):
+        assert target.accepted and target.reason == ""
+        assert set(target.scores) == {"low_band", "residual", "spread"}
+        assert target.mean.shape == (3, 32, 32) and target.confidence.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda photo: torch.stack([photo.flip(0)] * 2), "disagrees with the photo"),
+        (lambda photo: torch.stack([noisy(photo, k, 0.2) for k in range(2)]), "draws disagree"),
+    ],
+)
+def test_bad_targets_are_rejected_with_the_reason(spoil, expected: str) -> None:
+    photo = blobs(2)
+    for target in gate(photo, photo, spoil(photo), same, LIMITS):
+        assert not target.accepted
+        assert expected in target.reason
+
+
+def test_a_target_that_removal_would_still_change_is_rejected() -> None:
+    photo = blobs(1)
+    targets = gate(photo, photo, torch.stack([photo] * 2), lambda image: image * 0.8, LIMITS)
+    assert "still degraded" in targets[0].reason
+
+
+def test_identity_is_judged_when_an_embedding_is_there() -> None:
+    photo = blobs(1)
+    embeddings = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
+    targets = gate(photo, photo, torch.stack([photo] * 2), same, LIMITS, lambda _: next(embeddings))
+    assert "identity drifted" in targets[0].reason
+    assert targets[0].scores["identity"] == pytest.approx(0.0)
+
+
+def test_confidence_falls_where_draws_disagree() -> None:
+    candidates = blobs(1).repeat(4, 1, 1, 1, 1)
+    candidates[:, :, :, :16] += 0.2 * torch.randn(4, 1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    confidence = confidence_map(candidates)
+    assert confidence[..., :12, :].max() < 0.5 < 0.99 < confidence[..., 20:, :].min()
+
+
+def test_one_draw_gives_full_confidence() -> None:
+    assert torch.equal(confidence_map(blobs(2)[None]), torch.ones(2, 1, 32, 32))
+
+
+def test_low_band_difference_ignores_tone_and_detail() -> None:
+    photo = blobs(1)
+    checker = 0.1 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).float()
+    assert float(low_band_difference(photo + 0.2 + checker, photo)) < 1e-5
+    assert float(low_band_difference(photo.flip(-1), photo)) > 0.05
+
+
+def test_remaining_degradation_is_the_change_that_removal_makes() -> None:
+    image = torch.full((2, 3, 8, 8), 0.5)
+    assert torch.allclose(remaining_degradation(image, lambda x: x + 0.1), torch.full((2,), 0.1))

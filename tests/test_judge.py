@@ -1,0 +1,52 @@
+"""The judge accepts what is cleaner and still agrees, with honest intervals."""
+
+import pytest
+import torch
+from adapt.judge import judge, paired_difference, scores_of
+from recipes.schema import Judge
+
+from tests.tiny import blobs
+
+
+def verdict(cleaner: torch.Tensor, agreement: float = 0.0, harm: float = 0.4):
+    before = {"cleanness": torch.zeros(20), "agreement": torch.zeros(20)}
+    after = {"cleanness": cleaner, "agreement": torch.full((20,), agreement)}
+    return judge(before, after, Judge(low_band_loss=0.01, harm=harm), seed=0)
+
+
+def test_a_clear_gain_is_accepted() -> None:
+    result = verdict(torch.linspace(0.01, 0.03, 20))
+    assert result.accepted and result.harm_rate == 0
+    assert 0.01 < result.differences["cleanness"].low < 0.02 < result.differences["cleanness"].high < 0.03
+
+
+def test_noise_is_no_gain() -> None:
+    result = verdict(torch.tensor([0.01, -0.01] * 10))
+    assert not result.accepted and "not cleaner" in result.reason
+
+
+def test_a_gain_bought_by_drift_is_rolled_back() -> None:
+    result = verdict(torch.full((20,), 0.02), agreement=-0.02)
+    assert not result.accepted and "drifts" in result.reason
+
+
+def test_a_gain_that_harms_many_is_rolled_back() -> None:
+    values = torch.cat([torch.full((12,), 0.1), torch.full((8,), -0.001)])
+    result = verdict(values, harm=0.3)
+    assert result.harm_rate == pytest.approx(0.4)
+    assert not result.accepted and "got worse" in result.reason
+
+
+def test_the_interval_covers_the_mean_and_repeats() -> None:
+    a, b = torch.randn(30, generator=torch.Generator().manual_seed(1)), torch.zeros(30)
+    first = paired_difference(a, b, seed=3)
+    assert first == paired_difference(a, b, seed=3)
+    assert first.low < first.mean < first.high and first.count == 30
+
+
+def test_scores_fall_with_what_removal_changes_and_with_drift() -> None:
+    photos = blobs(4)
+    clean = scores_of(photos, photos, lambda image: image)
+    moved = scores_of(photos.flip(-1), photos, lambda image: image + 0.1)
+    assert (clean["cleanness"] > moved["cleanness"]).all()
+    assert (clean["agreement"] > moved["agreement"]).all()

@@ -1,0 +1,77 @@
+"""Recipes: presets validate, overrides apply, every fault is reported at once with a suggestion."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from recipes.load import PRESETS, RecipeError, dump_recipe, load_recipe, preset_names
+from recipes.schema import Recipe
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_validates_and_round_trips(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_every_yaml_file_is_a_preset() -> None:
+    assert {path.stem for path in PRESETS.rglob("*.y*ml")} == set(preset_names())
+
+
+def test_overrides_apply_to_nested_keys() -> None:
+    recipe = load_recipe("default", ("finetune.steps=7", "generation.start_timesteps=[100, 200]", "rounds=1"))
+    assert (recipe.finetune.steps, recipe.generation.start_timesteps, recipe.rounds) == (7, (100, 200), 1)
+
+
+def test_all_faults_are_reported_at_once_with_suggestions() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("default", ("finetune.stepz=5", "gate.low_band=-1", "nonsense", "camra.steps=1"))
+    message = str(caught.value)
+    assert "did you mean 'steps'" in message
+    assert "did you mean 'camera'" in message
+    assert "gate.low_band: got -1" in message
+    assert "--set nonsense" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("text", "expected"), [("- a\n", "expected a mapping"), ("a: [", "not readable as YAML")])
+def test_files_that_are_no_recipes_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(str(path))
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'quick'"):
+        load_recipe("quik")
+
+
+def test_shares_above_one_are_refused() -> None:
+    with pytest.raises(RecipeError, match="expected at most 1"):
+        load_recipe("default", ("finetune.camera_share=0.9", "finetune.replay_share=0.2"))
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().rounds = 3  # type: ignore[misc]
+
+
+def test_every_field_is_documented() -> None:
+    for section in Recipe.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        assert all(field.description for field in fields.values())
+
+
+def test_recipes_import_no_torch() -> None:
+    code = "import recipes.load, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_dump_spells_out_every_value() -> None:
+    assert yaml.safe_load(dump_recipe(Recipe()))["finetune"]["steps"] == Recipe().finetune.steps

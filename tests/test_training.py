@@ -1,0 +1,89 @@
+"""The training loop: resumes to the same weights, stops at NaN with the loss named, clips, accumulates."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from adapt.errors import AdaptError
+from adapt.training import TrainingPlan, make_accelerator, train
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def losses(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    x = torch.randn(8, 4, generator=generator)
+    return {"fit": (net(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
+
+
+class Killed(BaseException):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize("killed_at", [3, 10, 19])
+def test_a_killed_training_ends_where_an_uninterrupted_one_ends(tmp_path: Path, killed_at: int) -> None:
+    plan = TrainingPlan(steps=20, learning_rate=0.05, warmup=3, ema_decay=0.8, save_seconds=0)
+    accelerator = make_accelerator(CPU, "no")
+    whole = train(linear(), losses, plan, accelerator, tmp_path / "a.pt", log_every=2)
+
+    def die(step: int, _: dict[str, float]) -> None:
+        if step == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(linear(), losses, plan, accelerator, tmp_path / "b.pt", die, log_every=2)
+    steps: list[int] = []
+    rest = train(linear(), losses, plan, accelerator, tmp_path / "b.pt", lambda step, _: steps.append(step), log_every=2)
+    assert len(steps) < 20 if killed_at > 3 else len(steps) <= 20
+    assert rest.losses == whole.losses
+    for a, b in zip(whole.module.parameters(), rest.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_fits_and_leaves_the_given_module_alone(tmp_path: Path) -> None:
+    module = linear()
+    before = module.weight.detach().clone()
+    done = train(module, losses, TrainingPlan(200, 0.05, ema_decay=0.9), make_accelerator(CPU, "no"), tmp_path / "c.pt")
+    assert torch.equal(module.weight, before)
+    assert torch.allclose(done.module.weight, torch.ones(1, 4), atol=0.1)
+    assert done.losses[-1]["fit"] < done.losses[0]["fit"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(tmp_path: Path) -> None:
+    def bad(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {**losses(net, generator), "perceptual": torch.tensor(float("nan"), requires_grad=True)}
+
+    with pytest.raises(AdaptError, match="'perceptual' became nan at step 1"):
+        train(linear(), bad, TrainingPlan(5, 0.1), make_accelerator(CPU, "no"), tmp_path / "d.pt")
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    def huge(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"fit": 1e6 * losses(net, generator)["fit"]}
+
+    done = train(linear(), huge, TrainingPlan(50, 0.01, clip=1.0), make_accelerator(CPU, "no"), tmp_path / "e.pt")
+    assert all(torch.isfinite(p).all() for p in done.module.parameters())
+    assert (done.module.weight - linear().weight).abs().max() < 1.0
+
+
+def test_accumulation_calls_the_loss_once_a_micro_batch(tmp_path: Path) -> None:
+    calls = []
+
+    def counted(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        calls.append(generator.initial_seed())
+        return losses(net, generator)
+
+    train(linear(), counted, TrainingPlan(3, 0.1, accumulate=4), make_accelerator(CPU, "no"), tmp_path / "f.pt")
+    assert len(calls) == 12
+    assert len(set(calls)) == 12
+
+
+def test_the_schedule_warms_up_and_falls_to_its_final_rate() -> None:
+    plan = TrainingPlan(steps=100, learning_rate=1.0, warmup=10, final_rate=0.1)
+    assert [plan.rate(0), plan.rate(9)] == [0.1, 1.0]
+    assert plan.rate(100) == pytest.approx(0.1)
