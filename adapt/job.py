@@ -75,6 +75,8 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
 
 def _run(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspace: Workspace, narrator: Narrator) -> None:
     started = time.monotonic()
+    for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
+        leftover.unlink()
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
     write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe)})

@@ -84,6 +84,8 @@ class Workspace:
 
 def fingerprint(root: Path) -> str:
     """A hash of names, sizes and times of all files below `root`; changes when photos are added or edited."""
+    if root.is_file():
+        return sha256_of(root)
     entries = []
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if not (Path(folder) / name / "manifest.jsonl").exists())
