@@ -5,18 +5,20 @@
         with tracker.child("round 1") as one_round:
             one_round.log(10, {"loss": 0.5})
 
-MLflow itself lives in `adapt.tracking_mlflow`, which imports it at first use.
+What speaks to MLflow lives in `adapt.tracking_mlflow`, which imports it at first use.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
+
+from adapt.tracking_mlflow import MlflowTracker, default_uri, end_status, flatten, ui_command
+
+__all__ = ["MemoryTracker", "MlflowTracker", "NullTracker", "Tracker", "default_uri", "ui_command"]
 
 
 class Tracker(Protocol):
@@ -48,40 +50,6 @@ class Tracker(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the run; never swallows the error."""
-
-
-def default_uri(run_dir: Path) -> str:
-    """The store inside a run folder: `sqlite:////absolute/run/mlflow.db`."""
-    # SQLAlchemy reads these two characters of a path as URL syntax.
-    path = (run_dir.absolute() / "mlflow.db").as_posix().replace("%", "%25").replace("?", "%3F")
-    return f"sqlite:///{path}"
-
-
-def ui_command(uri: str) -> str:
-    """The shell command that shows the runs of a tracking store in a browser."""
-    if uri.startswith(("http://", "https://")):
-        return shlex.join([sys.executable, "-m", "webbrowser", uri])
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
-
-
-def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested mappings and dataclasses as dotted names with text values: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if is_dataclass(value) and not isinstance(value, type):
-            value = asdict(value)
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = str(value)
-    return flat
-
-
-def end_status(kind: type[BaseException] | None) -> str:
-    """MLflow's word for how a run ended, given the exception that ended it."""
-    if kind is None:
-        return "FINISHED"
-    return "FAILED" if issubclass(kind, Exception) else "KILLED"
 
 
 @dataclass

@@ -134,7 +134,7 @@ def test_items_of_dead_actors_are_tried_again_then_fail(ray_mapper: RayMapper, t
 
 @needs_ray
 def test_a_worker_that_fits_nowhere_is_refused_at_once(ray_mapper: RayMapper) -> None:
-    with pytest.raises(AdaptError, match="one worker needs 0.5 CPU, 64 GPU"):
+    with pytest.raises(AdaptError, match=r"one worker needs 0\.5 CPU, 64 GPU"):
         list(RayMapper("local", workers=1, gpus_per_worker=64, cpus_per_worker=0.5).map(broken_factory, [1]))
 
 
