@@ -64,7 +64,7 @@ def tiff(entries: dict[int, tuple[int, int]], pixels: bytes = b"") -> bytes:
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(table)) + rows + b"\0\0\0\0" + pixels
 
 
-GRAY_TIFF = {256: (4, 64), 257: (4, 48), 258: (3, 8), 259: (3, 1), 262: (3, 1), 277: (3, 1), 278: (4, 48), 279: (4, 3072)}
+GRAY_TIFF = {256: (4, 64), 257: (4, 48), 258: (3, 8), 259: (3, 1), 262: (3, 1), 277: (3, 1), 279: (4, 3072)}
 HUGE_TILES = {256: (4, 64), 257: (4, 48), 258: (3, 8), 259: (3, 5), 262: (3, 1), 322: (4, 65536), 323: (4, 65536)}
 FLOAT_COLOUR = {**GRAY_TIFF, 258: (3, 32), 262: (3, 2), 277: (3, 3), 339: (3, 3)}
 ANIMATION = {"save_all": True, "append_images": [picture(1)]}
@@ -293,7 +293,7 @@ def test_damaged_bytes_never_crash_the_decoder(kind: str) -> None:
         options |= {"save_all": True, "append_images": [picture(1)]}
     original = encoded(kind, **options)
     dice = random.Random(kind)
-    outcomes = {"decoded": 0, "refused": 0}
+    decoded, reasons = 0, []
     for _ in range(150):
         data = bytearray(original[: dice.randrange(len(original))] if dice.random() < 0.2 else original)
         for _ in range(dice.choice([1, 2, 5, 20])):
@@ -301,10 +301,10 @@ def test_damaged_bytes_never_crash_the_decoder(kind: str) -> None:
                 data[dice.randrange(min(len(data), dice.choice([300, len(data)])))] = dice.choice([0, 127, 255])
         try:
             image, _ = decode(BytesIO(bytes(data)))
-            outcomes["decoded"] += 1
+            decoded += 1
             assert image.mode == "RGB"
         except Refusal as refusal:
-            outcomes["refused"] += 1
-            assert "; " in str(refusal)
-            assert len(str(refusal)) <= MAX_REASON
-    assert min(outcomes.values()) > 0
+            reasons.append(str(refusal))
+    assert decoded > 0
+    assert len(reasons) > 0
+    assert all(matches("", reason) for reason in reasons)
