@@ -19,7 +19,10 @@ ALLOWED = {
 # Heavy or optional: imported inside the function that needs them, so that nothing else pays for or requires them.
 LAZY = {"basicsr", "facexlib", "mlflow", "onnx", "onnxruntime", "onnxscript", "pillow_heif", "piq", "ray", "spandrel",
         "torchvision"}
-HOMES = {"mlflow": {"adapt/tracking.py", "adapt/tracking_mlflow.py"}, "ray": {"adapt/cluster.py", "adapt/tuning.py"}}
+HOMES = {
+    "mlflow": {"adapt/tracking.py", "adapt/tracking_mlflow.py"},
+    "ray": {"adapt/cluster.py", "adapt/cluster_ray.py", "adapt/tuning.py"},
+}
 SERVING = ("adapt/photos.py", "adapt/faces.py", "restorers/runtime.py")
 NOT_WHEN_SERVING = {"diffusers", "accelerate", "transformers", "ray", "mlflow", "pseudo_targets", "recipes"}
 
