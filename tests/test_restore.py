@@ -142,7 +142,8 @@ def test_a_disk_that_refuses_is_reported(tmp_path, invert):
     (tmp_path / "out" / "sub").write_text("a file where a folder must be")
     summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True)
     assert summary.exit_code == 1
-    assert "cannot be written" in summary.failed[0][1]
+    assert summary.failed[0][0].name == "a.png"
+    assert outputs(tmp_path / "out") == ["sub"]
 
 
 def test_formats_and_folders_are_kept(tmp_path, invert):
@@ -261,7 +262,7 @@ def test_serving_imports_nothing_heavy():
     program = (
         "import sys, adapt.restore\n"
         "heavy = {'diffusers', 'ray', 'mlflow', 'spandrel', 'torchvision', 'facexlib'} & sys.modules.keys()\n"
-        "sys.exit(' '.join(sorted(heavy)))"
+        "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,186 @@
+"""Restoring photos with a finished restorer: the serving path, without diffusion, Ray or MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adapt.errors import AdaptError, UsageError
+from adapt.faces import Face, FaceFinder, align, native_size, paste_back
+from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, printable, read_photo, write_photo
+from restorers.runtime import RuntimeFailure, RuntimeRestorer
+
+SMALLEST_CROP = 64
+"""Side in px of the smallest face crop; smaller faces are enlarged to it."""
+
+
+@dataclass(frozen=True)
+class RestoredPhoto:
+    """One photo that was restored and written.
+
+    Attributes:
+        source: the photo.
+        output: the file that was written.
+        faces: how many faces were restored; 1 for a photo that is itself an aligned face.
+    """
+
+    source: Path
+    output: Path
+    faces: int
+
+
+@dataclass(frozen=True)
+class RestoreSummary:
+    """What became of every input: each photo is in exactly one of the three lists.
+
+    Attributes:
+        restored: photos that were written.
+        without_faces: photos in which no face was found; nothing was written for them.
+        failed: (photo, reason) of those that could not be read, restored or written.
+    """
+
+    restored: tuple[RestoredPhoto, ...]
+    without_faces: tuple[Path, ...]
+    failed: tuple[tuple[Path, str], ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when nothing at all was restored."""
+        return 0 if self.restored else 1
+
+
+def restore_photos(
+    inputs: Sequence[Path],
+    runtime: RuntimeRestorer,
+    output: Path,
+    finder: FaceFinder | None,
+    aligned: bool = False,
+    *,
+    overwrite: bool = False,
+    quality: int = 95,
+    on_photo: Callable[[int, int], None] | None = None,
+) -> RestoreSummary:
+    """Restores photos into the folder `output`; one photo is in memory at a time.
+
+    A photo keeps its place below the folder it came from, its name and its format (formats that cannot be written
+    become png). Without `aligned`, the faces are found, restored one by one at their own size and pasted back; every
+    pixel outside of them stays as it was. A photo that fails is reported with its reason and the others go on; no photo
+    is ever written unrestored.
+
+    Args:
+        inputs: photos and folders with photos.
+        runtime: the restorer.
+        output: folder for the results; made when missing.
+        finder: finds the faces; may be None with `aligned`.
+        aligned: every photo is one aligned face and is restored as a whole.
+        overwrite: replace files that exist in `output`. Otherwise results get a free name (`x-2.jpg`). Inputs are never
+            replaced.
+        quality: of jpg and webp files, 1 to 100.
+        on_photo: called as (done, total) after each photo.
+
+    Raises:
+        UsageError: an input does not exist, there is none, or `output` is a file or one of the input folders.
+    """
+    if finder is None and not aligned:
+        raise UsageError("no face finder given: pass one, or aligned=True for photos that are aligned faces")
+    sources, failed = _collect(inputs, output)
+    names = _Names(output, frozenset(source.resolve() for source, _ in sources), overwrite)
+    restored: list[RestoredPhoto] = []
+    without_faces: list[Path] = []
+    for done, (source, place) in enumerate(sources, start=1):
+        try:
+            image = read_photo(source)
+            result, faces = (runtime(image), 1) if finder is None or aligned else _restore_faces(image, runtime, finder)
+            if faces:
+                target = names.free(place)
+                write_photo(target, result, quality)
+                restored.append(RestoredPhoto(source, target, faces))
+            else:
+                without_faces.append(source)
+        except PhotoError as error:
+            failed.append((source, error.reason if error.path == source else str(error)))
+        except (AdaptError, RuntimeFailure, OSError) as error:  # OSError: the output folder cannot be looked at
+            failed.append((source, str(error)))
+        if on_photo is not None:
+            on_photo(done, len(sources))
+    return RestoreSummary(tuple(restored), tuple(without_faces), tuple(failed))
+
+
+def crop_side(face: Face, multiple_of: int) -> int:
+    """Side in px at which a face is restored: its own size in the photo, at least 64, a multiple of `multiple_of`."""
+    smallest = math.ceil(SMALLEST_CROP / multiple_of) * multiple_of
+    return max(smallest, round(native_size(face) / multiple_of) * multiple_of)
+
+
+def _restore_faces(image: Tensor, runtime: RuntimeRestorer, finder: FaceFinder) -> tuple[Tensor, int]:
+    """The photo with every face restored, and their number. Crops come from the untouched photo, so order is free."""
+    faces = finder.find(image)
+    result = image
+    for face in faces:
+        crop = align(image, face, crop_side(face, runtime.multiple_of))  # [1, 3, S, S]
+        result = paste_back(result, runtime(crop), face)
+    return result, len(faces)
+
+
+def _collect(inputs: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
+    """(photo, its place below the output folder) of every photo, each once; and (path, reason) of what is refused."""
+    if not inputs:
+        raise UsageError("no photos given: name at least one photo or folder")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output {printable(output)} is a file, expected a folder: choose another --output")
+    sources: dict[Path, tuple[Path, Path]] = {}
+    failed: list[tuple[Path, str]] = []
+    for root in inputs:
+        if root.is_dir() and root.resolve() == output.resolve():
+            raise UsageError(f"output {printable(output)} is also an input folder: choose another --output")
+        try:
+            found = find_photos(root)
+        except UsageError:
+            raise
+        except AdaptError as error:
+            failed.append((root, str(error).removeprefix(f"{printable(root)}: ")))
+            continue
+        failed.extend(found.refused)
+        # Copies of a photo were dropped for training; a user who restores a folder wants each of its files.
+        paths = [photo.path for photo in found.photos] + [path for path, _ in found.duplicates]
+        if root.is_dir():
+            paths = _outside(paths, output)
+        for path in sorted(paths):
+            sources.setdefault(path.resolve(), (path, path.relative_to(root) if root.is_dir() else Path(path.name)))
+    return list(sources.values()), failed
+
+
+def _outside(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Leaves out earlier results when the output folder lies below an input folder."""
+    return [path for path in paths if folder.resolve() not in path.resolve().parents]
+
+
+class _Names:
+    """Hands out output paths: no two alike even where case does not count, never an input, no silent overwriting."""
+
+    def __init__(self, output: Path, inputs: frozenset[Path], overwrite: bool) -> None:
+        self._output = output
+        self._inputs = inputs
+        self._overwrite = overwrite
+        self._given: set[str] = set()
+
+    def free(self, place: Path) -> Path:
+        suffix = place.suffix if place.suffix.lower() in WRITE_SUFFIXES else ".png"
+        number = 1
+        while True:
+            name = place.stem + ("" if number == 1 else f"-{number}") + suffix
+            target = self._output / place.parent / name
+            key = str(target).casefold()
+            if key not in self._given and self._usable(target):
+                self._given.add(key)
+                return target
+            number += 1
+
+    def _usable(self, target: Path) -> bool:
+        if target.resolve() in self._inputs:
+            return False
+        return not target.exists() or (self._overwrite and target.is_file())
