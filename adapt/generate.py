@@ -16,7 +16,7 @@ from pseudo_targets.embedded import load_removal
 from pseudo_targets.filters import BlockMean, CubicLowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Path, refine
+from pseudo_targets.sampling import Trajectory, refine
 from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
 
@@ -81,12 +81,12 @@ class Worker:
         photos = task.photos.to(self.device)
         stage1 = self.removal if settings.stage1 == "removal" else self.restorer
         reference = stage1(photos).clamp(0, 1)
-        path = Path(task.start, settings.calls, settings.eta, settings.control_strength)
+        trajectory = Trajectory(task.start, settings.calls, settings.eta, settings.control_strength)
         consistency = consistencies(settings, self.prior, task.start)
         draws = []
         for draw in range(settings.candidates):
             generators = [generator_of("target", seed, draw) for seed in task.seeds]
-            image = refine(self.prior, reference, path, consistency, generators)
+            image = refine(self.prior, reference, trajectory, consistency, generators)
             if settings.color_fix != "none":
                 image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
             draws.append(image)
@@ -99,10 +99,10 @@ class Worker:
         """Draws clean faces."""
         generators = [generator_of("bank", seed) for seed in task.seeds]
         last = len(self.prior.schedule) - 1
-        path = Path(min(task.start, last), task.calls)
+        trajectory = Trajectory(min(task.start, last), task.calls)
         if task.start >= last:
-            return draw_bank(self.prior, path, generators).cpu()
-        return vary(self.prior, task.faces.to(self.device), path, generators).cpu()
+            return draw_bank(self.prior, trajectory, generators).cpu()
+        return vary(self.prior, task.faces.to(self.device), trajectory, generators).cpu()
 
 
 def consistencies(settings: Generation, prior: Prior, start: int) -> list[Consistency]:

@@ -27,7 +27,7 @@ from pseudo_targets.pretrain import (
 )
 from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
 from pseudo_targets.removal import DegradationRemoval
-from pseudo_targets.sampling import Path, refine
+from pseudo_targets.sampling import Trajectory, refine
 from restorers.compact import Compact
 from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
@@ -120,10 +120,10 @@ def control_job(
         prior = LatentPrior(codec, unet, control, schedule, validation.shape[-1], mini_context(), "mini", "", "")
         lq = fixed_pairs(validation, degrade)
         reference = torch.cat([cleaners[0](part).clamp(0, 1) for part in lq.split(16)])
-        path, keep = Path(300, 10), [LowPassReplacement(BlockMean(2), 300, 100)]
+        trajectory, keep = Trajectory(300, 10), [LowPassReplacement(BlockMean(2), 300, 100)]
         generators = [generator_of("refine", index) for index in range(len(lq))]
         chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
-        refined = torch.cat([refine(prior, part, path, keep, seeds) for part, seeds in chunks])
+        refined = torch.cat([refine(prior, part, trajectory, keep, seeds) for part, seeds in chunks])
         scores = {"psnr_lq": lq, "psnr_reference": reference, "psnr_refined": refined}
         return {name: float(psnr(image, validation).mean()) for name, image in scores.items()}
 

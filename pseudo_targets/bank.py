@@ -7,25 +7,25 @@ from torch import Generator, Tensor
 
 from pseudo_targets.consistency import Reference
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Path, denoise_with_consistency, draw
+from pseudo_targets.sampling import Trajectory, denoise_with_consistency, draw
 
 
-def draw_bank(prior: Prior, path: Path, generators: list[Generator]) -> Tensor:
+def draw_bank(prior: Prior, trajectory: Trajectory, generators: list[Generator]) -> Tensor:
     """One unconditional draw for each generator, `[B, 3, S, S]` in `[0, 1]`."""
-    return draw(prior, len(generators), path, generators)
+    return draw(prior, len(generators), trajectory, generators)
 
 
 @torch.no_grad()
-def vary(prior: Prior, faces: Tensor, path: Path, generators: list[Generator]) -> Tensor:
+def vary(prior: Prior, faces: Tensor, trajectory: Trajectory, generators: list[Generator]) -> Tensor:
     """New clean faces of the same tones, poses and framing as `faces` `[B, 3, S, S]`.
 
-    Each face is noised to `path.start_timestep` and denoised freely, so its layout survives and all detail is the
+    Each face is noised to `trajectory.start_timestep` and denoised freely, so its layout survives and all detail is the
     prior's own.
     """
     latent = prior.encode(faces)
     noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in generators]).to(latent)
-    x = prior.schedule.q_sample(latent, path.start_timestep, noise)
-    x = denoise_with_consistency(prior, x, path, None, (), Reference(latent, faces), generators)
+    x = prior.schedule.q_sample(latent, trajectory.start_timestep, noise)
+    x = denoise_with_consistency(prior, x, trajectory, None, (), Reference(latent, faces), generators)
     return prior.decode(x).clamp(0, 1)
 
 

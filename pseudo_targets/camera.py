@@ -118,7 +118,9 @@ def fit_camera(
         bank: `[M, 3, S, S]`, clean faces for the spectrum match.
         seed: of every draw made while fitting.
     """
-    camera = LearnedCamera(clean.shape[-1]).to(clean.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        camera = LearnedCamera(clean.shape[-1]).to(clean.device)
     _fit_mean(camera, clean, photos, plan, seed, on_step)
     with torch.no_grad():
         _fit_noise(camera, clean, photos)
@@ -131,7 +133,8 @@ def _fit_mean(
     camera: LearnedCamera, clean: Tensor, photos: Tensor, plan: CameraFit, seed: int, on_step: Callable[[int], None] | None
 ) -> None:
     generator = Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    with torch.no_grad():
+        _solve_linear(camera.linear, clean, photos)
     optimizer = torch.optim.Adam(camera.parameters(), plan.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps, plan.learning_rate * 0.05)
     for step in range(plan.steps):
@@ -143,6 +146,30 @@ def _fit_mean(
         schedule.step()
         if on_step is not None:
             on_step(step + 1)
+
+
+def _solve_linear(linear: nn.Conv2d, clean: Tensor, photos: Tensor, ridge: float = 1e-4) -> None:
+    """Sets the linear filter to the ridge least-squares solution; gradient steps start from there."""
+    side = linear.kernel_size[0]
+    taps = 3 * side**2
+    normal = torch.zeros(taps + 1, taps + 1, dtype=torch.float64, device=clean.device)
+    moment = torch.zeros(taps + 1, 3, dtype=torch.float64, device=clean.device)
+    for image, photo in zip(clean, photos, strict=True):
+        padded = F.pad(image[None], (side // 2,) * 4, mode="reflect")
+        rows = F.unfold(padded, side, stride=2)[0].T  # every fourth pixel, [P, taps]
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        normal += (rows.T @ rows).double()
+        moment += (rows.T @ photo[:, ::2, ::2].flatten(1).T).double()
+    # Shrinks towards doing nothing, not towards black.
+    start = torch.zeros_like(moment)
+    centre = side**2 // 2
+    for channel in range(3):
+        start[channel * side**2 + centre, channel] = 1
+    weight = ridge * normal.diagonal()[:-1].mean()
+    system = normal + weight * torch.eye(taps + 1, dtype=torch.float64, device=clean.device)
+    solution = torch.linalg.solve(system, moment + weight * start).float()
+    linear.weight.copy_(solution[:-1].T.reshape(linear.weight.shape))
+    linear.bias.copy_(solution[-1])
 
 
 def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The two-stage path: a cleaned reference, partly re-noised, denoised by a prior under consistency constraints."""
+"""The two-stage trajectory: a cleaned reference, partly re-noised, denoised by a prior under consistency constraints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pseudo_targets.schedule import descending_timesteps
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """The way from noise to image.
 
     Attributes:
@@ -34,7 +34,7 @@ class Path:
 def refine(
     prior: Prior,
     reference: Tensor,
-    path: Path,
+    trajectory: Trajectory,
     consistency: Sequence[Consistency],
     generators: Sequence[Generator],
 ) -> Tensor:
@@ -53,41 +53,41 @@ def refine(
     """
     latent = prior.encode(reference)
     target = Reference(latent, reference)
-    condition = Condition(latent, path.strength) if path.strength > 0 else None
-    x = prior.schedule.q_sample(latent, path.start_timestep, _noise(latent, generators))
-    x = denoise_with_consistency(prior, x, path, condition, consistency, target, generators)
+    condition = Condition(latent, trajectory.strength) if trajectory.strength > 0 else None
+    x = prior.schedule.q_sample(latent, trajectory.start_timestep, _noise(latent, generators))
+    x = denoise_with_consistency(prior, x, trajectory, condition, consistency, target, generators)
     carried = reference - prior.decode(latent)
     return (prior.decode(x) + carried).clamp(0, 1)
 
 
 @torch.no_grad()
-def draw(prior: Prior, count: int, path: Path, generators: Sequence[Generator]) -> Tensor:
+def draw(prior: Prior, count: int, trajectory: Trajectory, generators: Sequence[Generator]) -> Tensor:
     """Draws `count` images `[count, 3, S, S]` in `[0, 1]` from the unconditional prior."""
     blank = torch.zeros(1, 3, prior.resolution, prior.resolution)
     shape = prior.encode(blank).expand(count, -1, -1, -1)
     x = _noise(shape, generators)
-    return prior.decode(denoise_with_consistency(prior, x, path, None, (), None, generators)).clamp(0, 1)
+    return prior.decode(denoise_with_consistency(prior, x, trajectory, None, (), None, generators)).clamp(0, 1)
 
 
 def denoise_with_consistency(
     prior: Prior,
     x: Tensor,
-    path: Path,
+    trajectory: Trajectory,
     condition: Condition | None,
     consistency: Sequence[Consistency],
     reference: Reference | None,
     generators: Sequence[Generator],
 ) -> Tensor:
-    """Denoises `x` `[B, C, h, w]` from `path.start_timestep` to a clean latent, correcting each predicted x0."""
-    timesteps = descending_timesteps(path.start_timestep, path.calls)
+    """Denoises `x` `[B, C, h, w]` from `trajectory.start_timestep` to a clean latent, correcting each predicted x0."""
+    timesteps = descending_timesteps(trajectory.start_timestep, trajectory.calls)
     for timestep, following in zip(timesteps, (*timesteps[1:], -1), strict=True):
         x0 = prior.denoise(x, torch.full((len(x),), timestep), condition)
         if reference is not None:
             for correct in consistency:
                 if correct.active(timestep):
                     x0 = correct(x0, reference, timestep)
-        noise = _noise(x, generators) if path.eta and following >= 0 else None
-        eta = path.eta if following >= 0 else 0.0
+        noise = _noise(x, generators) if trajectory.eta and following >= 0 else None
+        eta = trajectory.eta if following >= 0 else 0.0
         x = prior.schedule.ddim_step(x0, x, timestep, following, eta, noise)
     return x
 

@@ -5,7 +5,7 @@ import torch
 from pseudo_targets.consistency import LowPassReplacement
 from pseudo_targets.filters import BlockMean
 from pseudo_targets.priors import Condition, LatentPrior
-from pseudo_targets.sampling import Path, draw, refine
+from pseudo_targets.sampling import Trajectory, draw, refine
 from pseudo_targets.zoo import PRIORS as SHIPPED
 
 from tests.tiny import PRIORS, blobs
@@ -44,7 +44,7 @@ def test_the_condition_matters(prior: LatentPrior) -> None:
 
 
 def test_refine_is_deterministic_and_does_not_depend_on_the_batch(prior: LatentPrior) -> None:
-    image, path = blobs(3, prior.resolution), Path(300, 4)
+    image, path = blobs(3, prior.resolution), Trajectory(300, 4)
     together = refine(prior, image, path, [], seeds(1, 2, 3))
     again = refine(prior, image, path, [], seeds(1, 2, 3))
     alone = refine(prior, image[1:2], path, [], seeds(2))
@@ -63,13 +63,13 @@ def test_low_pass_replacement_to_the_end_keeps_the_low_band_of_the_latent(prior:
 
     keep = [LowPassReplacement(low_pass, 400, 0)]
     x = prior.schedule.q_sample(latent, 400, torch.randn(latent.shape, generator=seeds(5)[0]))
-    result = denoise_with_consistency(prior, x, Path(400, 3), Condition(latent), keep, Reference(latent, image), seeds(1, 2))
+    result = denoise_with_consistency(prior, x, Trajectory(400, 3), Condition(latent), keep, Reference(latent, image), seeds(1, 2))
     torch.testing.assert_close(low_pass(result), low_pass(latent), atol=1e-4, rtol=1e-4)
     assert (result - latent).abs().max() > 1e-3
 
 
 def test_draws_differ_by_seed_and_repeat_by_seed(prior: LatentPrior) -> None:
-    path = Path(len(prior.schedule) - 1, 3)
+    path = Trajectory(len(prior.schedule) - 1, 3)
     first = draw(prior, 2, path, seeds(1, 2))
     assert torch.equal(first, draw(prior, 2, path, seeds(1, 2)))
     assert (first[0] - first[1]).abs().max() > 1e-3
