@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapt.dataset import ImageBank, load_clean
+from adapt.errors import AdaptError
 from adapt.evaluate import psnr
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
 from adapt.training import TrainingPlan, make_accelerator, train
-from adapt.workspace import sha256_of, write_json, write_tensors
-from pseudo_targets.embedded import load_codec, load_removal, load_unet
+from adapt.workspace import sha256_of, write_json, write_tensors, write_text
+from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
 from restorers.compact import load_compact
 
@@ -44,6 +48,7 @@ class PretrainOptions:
     learning_rate: float | None
     seed: int
     device: str
+    note: str = ""
 
 
 def pretrain(options: PretrainOptions, say: Say) -> None:
@@ -63,10 +68,20 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
         _fit_latents(bank, validation, options.output, say)
         return
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
-    run_pretraining(_job(options, bank, validation), options.output, device, say)
+    try:
+        job = _job(options, bank, validation)
+    except (WeightsError, FileNotFoundError) as error:
+        raise AdaptError(f"adapt pretrain {options.network} builds on a network that is missing: {error}") from error
+    run_pretraining(job, options.output, device, describe(bank, options.note), say)
 
 
-def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: Say) -> nn.Module:
+def describe(bank: ImageBank, note: str) -> str:
+    """The training data in words: how many images, what they are, a hash of their content."""
+    digest = hashlib.sha256(bank.images.numpy().tobytes()).hexdigest()[:16]
+    return f"{len(bank)} images at {bank.images.shape[-1]} px{f' ({note})' if note else ''}, content {digest}"
+
+
+def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: str, say: Say) -> nn.Module:
     """Trains, writes `<name>.safetensors` (half precision), `<name>.json` (plan, curve, scores) and `<name>.md`.
 
     A killed run continues with the same command.
@@ -90,13 +105,51 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, say: S
     record = {
         "plan": asdict(job.plan),
         "precision": accelerator.mixed_precision,
+        "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "data": data,
         "scores": job.validate(module),
         "losses": list(done.losses),
     }
     write_json(output / f"{job.name}.json", record)
+    write_text(output / f"{job.name}.md", card(job.name, module, record))
     _list_digests(output)
     say(f"{job.name} validation {json.dumps(record['scores'])}")
     return module
+
+
+PURPOSES = {
+    "compact": "The restorer that ships: degraded face in, restored face out.",
+    "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's cleanness score.",
+    "prior": "Unconditional denoiser of face latents: draws clean faces and refines restored ones.",
+    "control": "IRControlNet: steers the frozen prior by the latent of a cleaned photo.",
+}
+
+
+def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
+    """The model card of one network."""
+    plan, losses = record["plan"], record["losses"]
+    terms = [term for term in losses[-1] if term != "step"]
+    picked = losses[:: max(1, len(losses) // 10)]
+    lines = [
+        f"# {name}",
+        "",
+        PURPOSES[name],
+        "",
+        f"- parameters: {sum(p.numel() for p in module.parameters()):,}, stored in float16",
+        f"- data: {record['data']}, mirrored at random",
+        f"- training: {plan['steps']} steps, peak learning rate {plan['learning_rate']}, seed {plan['seed']}, AdamW, "
+        f"EMA {plan['ema_decay']}, precision {record['precision']}, on {record['hardware']}",
+        f"- again: `adapt pretrain {'restorer' if name == 'compact' else name} --data DIR --steps {plan['steps']} "
+        f"--seed {plan['seed']}`",
+        "- validation on images that were held out: "
+        + ", ".join(f"{key} {value:.4g}" for key, value in record["scores"].items()),
+        "- known bias: it knows the kind of images it was trained on; other domains need weights of their own",
+        "",
+        f"| step | {' | '.join(terms)} |",
+        "|" + "--:|" * (len(terms) + 1),
+    ]
+    lines += [f"| {row['step']:.0f} | " + " | ".join(f"{row[term]:.4f}" for term in terms) + " |" for row in picked]
+    return "\n".join(lines) + "\n"
 
 
 def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor) -> Pretraining:

@@ -1,0 +1,109 @@
+"""Finetuning: batches are composed in the recipe's shares, every loss term acts, a killed run resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from adapt.dataset import ImageBank
+from adapt.finetune import Lessons, draw_batch, finetune
+from adapt.losses import Adversary, perceptual_loss, pixel_loss
+from adapt.training import make_accelerator
+from recipes.schema import Finetune
+from restorers.compact import Compact
+
+from tests.tiny import blobs
+
+CPU = torch.device("cpu")
+
+
+def darken(image: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    return image * 0.5
+
+
+def spoil(image: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    return image * 0.25
+
+
+def features(image: torch.Tensor) -> list[torch.Tensor]:
+    return [image, torch.nn.functional.avg_pool2d(image, 4)]
+
+
+def lessons(camera=darken) -> Lessons:
+    photos = torch.full((6, 3, 32, 32), 0.9)
+    return Lessons(ImageBank(blobs(10)), camera, spoil, photos, blobs(6, seed=2), blobs(6, seed=3), torch.full((6, 1, 32, 32), 0.5))
+
+
+def gen(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small() -> Compact:
+    torch.manual_seed(0)
+    return Compact((4, 4, 8, 8), 2)
+
+
+def test_a_batch_holds_the_shares_of_the_recipe() -> None:
+    batch = draw_batch(lessons(), Finetune(batch=8, camera_share=0.5, replay_share=0.25), gen(0))
+    assert batch.lq.shape == batch.target.shape == (8, 3, 32, 32)
+    torch.testing.assert_close(batch.lq[:4], batch.target[:4] * 0.5)  # bank through the camera
+    ratio = batch.lq[4:6].mean() / batch.target[4:6].mean()  # replay: own camera or generic
+    assert min(abs(float(ratio) - 0.5), abs(float(ratio) - 0.25)) < 1e-3
+    assert (batch.lq[6:] == 0.9).all()  # the photos themselves
+    assert (batch.confidence[:6] == 1).all() and (batch.confidence[6:] == 0.5).all()
+
+
+def test_without_a_camera_only_replay_and_photos_teach() -> None:
+    batch = draw_batch(lessons(camera=None), Finetune(batch=8, camera_share=0.5, replay_share=0.25), gen(0))
+    torch.testing.assert_close(batch.lq[:2], batch.target[:2] * 0.25)
+    assert (batch.lq[2:] == 0.9).all()
+
+
+def test_batches_repeat_by_seed() -> None:
+    settings = Finetune(batch=8)
+    first, again, other = (draw_batch(lessons(), settings, gen(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.lq, again.lq) and not torch.equal(first.lq, other.lq)
+
+
+def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
+    settings = Finetune(steps=150, batch=8, camera_share=1.0, replay_share=0.0, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9)
+    done = finetune(small(), lessons(), settings, features, make_accelerator(CPU, "no"), tmp_path / "f.pt", seed=1)
+    assert done.losses[-1]["pixel"] < 0.5 * done.losses[0]["pixel"]
+    clean = blobs(4, seed=9)
+    with torch.no_grad():
+        assert (done.module(clean * 0.5) - clean).abs().mean() < (clean * 0.5 - clean).abs().mean()
+
+
+@pytest.mark.parametrize("weights", [{"perceptual": 0.5}, {"adversarial": 0.1}, {"perceptual": 0.5, "adversarial": 0.1}])
+def test_optional_terms_are_logged_and_move_the_weights(tmp_path: Path, weights: dict[str, float]) -> None:
+    plain = Finetune(steps=4, batch=4, perceptual=0.0)
+    accelerator = make_accelerator(CPU, "no")
+    base = finetune(small(), lessons(), plain, features, accelerator, tmp_path / "a.pt", seed=1)
+    extra = finetune(small(), lessons(), plain.model_copy(update=weights), features, accelerator, tmp_path / "b.pt", seed=1)
+    assert set(extra.losses[0]) == {"step", "pixel", *weights}
+    pairs = zip(base.module.parameters(), extra.module.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_pixel_loss_is_weighted_by_confidence() -> None:
+    a, b = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    confidence = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).view(1, 1, 2, 2)
+    assert float(pixel_loss(a, b, confidence)) == pytest.approx(0.5)
+
+
+def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_image() -> None:
+    image = blobs(2).requires_grad_()
+    assert float(perceptual_loss(image, image.detach(), features)) == pytest.approx(0, abs=1e-6)
+    perceptual_loss(image, blobs(2, seed=5), features).backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+
+
+def test_the_adversary_tells_real_from_restored_and_its_state_round_trips() -> None:
+    adversary = Adversary(CPU, 2e-3, seed=0)
+    real, fake = blobs(8), torch.rand(8, 3, 32, 32, generator=gen(0))
+    for _ in range(30):
+        adversary.learn(fake, real)
+    assert adversary.net(real).mean() > adversary.net(fake).mean() + 0.5
+    copy = Adversary(CPU, 2e-3, seed=1)
+    copy.load_state_dict(adversary.state_dict())
+    torch.testing.assert_close(copy.net.eval()(real), adversary.net.eval()(real))
+    assert all(p.grad is None or not p.requires_grad for p in adversary.net.parameters())
