@@ -59,10 +59,10 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
     recipe, restorer = _checked(options)
     root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{_key(options, recipe)}"
     workspace = Workspace(root)
+    _refuse_foreign_folder(root, options, recipe)
     if workspace.done.is_file():
         narrator.say(f"already finished; {_ending(workspace)}")
         return root
-    _refuse_foreign_folder(root, options, recipe)
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
@@ -78,8 +78,8 @@ def _run(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspac
     for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
         leftover.unlink()
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
-    write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe)})
+    write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     gathered = _gather(options, recipe, workspace, narrator)
     clean = _clean(options, recipe)
     uri = options.tracking_uri or default_uri(workspace.root)
@@ -170,7 +170,7 @@ def _refuse_foreign_folder(root: Path, options: JobOptions, recipe: Recipe) -> N
     if record.is_file():
         if json.loads(record.read_text(encoding="utf-8"))["key"] != _key(options, recipe):
             raise UsageError(f"--output {printable(root)}: holds a run of other photos or settings; choose another folder")
-    elif root.is_dir() and any(path.name != ".lock" and not path.name.startswith(".tmp-") and path.name != "recipe.yaml" for path in root.iterdir()):
+    elif root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise UsageError(f"--output {printable(root)}: is not empty and holds no run; choose another folder")
 
 
