@@ -1,0 +1,152 @@
+"""The model card of an adapted restorer, in Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapt.photos import printable
+from adapt.report import harm_of, verdict_of
+from adapt.results import RunSummary
+from adapt.workspace import write_text
+
+LIMITS = """\
+- It is fitted to one camera. On photos of another kind expect no gain over the restorer it started from, or a loss.
+- The scores were reached without ground truth: they say that photos look cleaner and still agree with what was
+  photographed, not that each detail is true.
+- Restored detail is partly invented. Do not use it to identify people or as evidence.
+- It inherits what its base restorer and its prior saw too little of: faces of an age, skin tone or pose that is rare in
+  their training images may be restored worse. Their own model cards say what they were trained on."""
+
+
+def write_model_card(summary: RunSummary, path: Path) -> None:
+    """Writes the card, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_text(path, model_card(summary))
+
+
+def model_card(summary: RunSummary) -> str:
+    """The card as Markdown; names from outside cannot break out of their line."""
+    verdict = verdict_of(summary)
+    kept = sum(report.judgement.accepted for report in summary.rounds)
+    change = f"{summary.distance_to_base:.2%} of their norm" if summary.adapted else "none"
+    place = _text(Path(summary.inputs).name or summary.inputs)
+    sections = [
+        f"# {_text(summary.restorer)}, {'fitted to' if summary.adapted else 'unchanged by'} {place}",
+        f"**{verdict.headline}.** {_text(verdict.reason)}",
+        "## What it is",
+        _table(
+            ("", ""),
+            [
+                ("base restorer", _text(summary.restorer)),
+                ("prior that made the pseudo targets", _text(summary.prior)),
+                ("rounds kept", f"{kept} of {len(summary.rounds)}"),
+                ("change of the weights", change),
+                ("image", "RGB, float32, 0 to 1, `[batch, 3, height, width]`; same size in and out"),
+            ],
+        ),
+        "## Data",
+        f"{summary.photos} photos from `{_code(summary.inputs)}`, {summary.faces} faces: {summary.adapt_faces} taught, "
+        f"{summary.held_out_faces} were held out to judge; {len(summary.refused)} photos were not used. "
+        "The photos have no labels: the restorer learned from pseudo targets that the prior made of them.",
+        "## Camera",
+        _camera(summary),
+        "## Scores",
+        _scores(summary),
+        "## Limits",
+        LIMITS,
+        "## Licences",
+        _table(("part", "licence"), [(_text(name), _text(licence)) for name, licence in summary.licences.items()]),
+        "## How to load it",
+        _loading(summary),
+        "## How to make it again",
+        f"```\n{_code(summary.command)}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _camera(summary: RunSummary) -> str:
+    if not summary.camera_images:
+        return "No camera was learned in this run."
+    names = ", ".join(_text(name) for name in summary.camera_images)
+    return (
+        "A model of the camera (mean response and noise) was fitted on pairs of pseudo target and photo and made "
+        f"most of the training pairs. The report shows it: {names}."
+    )
+
+
+def _scores(summary: RunSummary) -> str:
+    rows = [
+        (
+            str(report.number),
+            "kept" if report.judgement.accepted else "rolled back",
+            _text(name),
+            f"{d.mean:+.4f}",
+            f"{d.low:+.4f} to {d.high:+.4f}",
+            str(d.count),
+            harm_of(report.judgement),
+        )
+        for report in summary.rounds
+        for name, d in report.judgement.differences.items()
+    ]
+    if not rows:
+        return "No round was judged."
+    head = ("round", "verdict", "score", "difference", "95% interval", "photos", "harm rate")
+    return (
+        "Paired differences on held-out photos, each round against the restorer before it, without ground truth; above "
+        "zero is better. The harm rate is the share of held-out photos that got worse.\n\n" + _table(head, rows)
+    )
+
+
+def _loading(summary: RunSummary) -> str:
+    def name(kind: str, default: str) -> str:
+        file = summary.files.get(kind)
+        return _code(os.path.relpath(file, summary.run_dir)) if file else default
+
+    weights, onnx = name("restorer", "restorer.safetensors"), name("onnx", "restorer.onnx")
+    return f"""\
+On the command line, for aligned faces and whole photos:
+
+```
+adapt restore PHOTOS --restorer {weights} --output restored
+```
+
+With spandrel, and so in the programs built on it:
+
+```python
+from spandrel import ModelLoader
+
+restorer = ModelLoader().load_from_file({weights!r})
+restored = restorer(image)  # [1, 3, H, W], RGB, 0 to 1
+```
+
+With onnxruntime, without torch:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession({onnx!r})
+(restored,) = session.run(None, {{session.get_inputs()[0].name: image}})  # numpy float32 [1, 3, H, W], RGB, 0 to 1
+```"""
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(value: str) -> str:
+    """One line in which Markdown and HTML find nothing to act on."""
+    line = printable(value).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for sign in "|`*_[]":
+        line = line.replace(sign, "\\" + sign)
+    return line
+
+
+def _code(value: str) -> str:
+    """One line that cannot end the code it stands in."""
+    return printable(value).replace("`", "'")
