@@ -128,12 +128,12 @@ def suppress(squares: Tensor, scores: Tensor, limit: float) -> Tensor:
     """Greedy non-maximum suppression: indices of the kept squares, best score first.
 
     A square goes when it overlaps a better one by more than `limit` (intersection over union), or when its centre
-    lies in the middle quarter of a better one (a mouth or an eye taken for a small face).
+    lies on the face in the middle of a better one (a mouth, an eye or an ear taken for a small face).
     """
     order = torch.argsort(scores, descending=True, stable=True)
     shared = overlap(squares)
     distance = torch.cdist(squares[:, :2], squares[:, :2])
-    inside = distance < torch.exp(squares[:, 2])[:, None] * 0.25
+    inside = distance < torch.exp(squares[:, 2])[:, None] * 0.35
     gone = torch.zeros(len(squares), dtype=torch.bool)
     kept: list[int] = []
     for i in order.tolist():

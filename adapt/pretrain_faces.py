@@ -228,6 +228,7 @@ def train(pool: FacePool, plan: Plan, out: Path) -> None:
     halved = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
     partial = out.with_suffix(".partial")
     save_file(halved, partial)
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     partial.replace(out)
 
 

@@ -63,9 +63,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     pool: FacePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapt.pretrain_faces.mine", lambda *_: torch.zeros(0, 64, 64, dtype=torch.uint8))
-    monkeypatch.setattr("adapt.pretrain_faces.mine_mistakes", lambda *_: torch.zeros(0, 64, 64, dtype=torch.uint8))
     monkeypatch.setattr("adapt.pretrain_faces.SAVE_EVERY", 2)
-    plan = Plan(proposal_steps=4, aligner_steps=4, harden_steps=2, proposal_batch=2, aligner_batch=2)
+    plan = Plan(proposal_steps=4, aligner_steps=4, proposal_batch=2, aligner_batch=2)
     train(pool, plan, tmp_path / "whole.safetensors")
     calls = 0
 
