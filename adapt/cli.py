@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapt.errors import AdaptError, UsageError
+from adapt.photos import printable
 
 MAIN_EPILOG = """\
 examples:
@@ -89,8 +90,6 @@ def adapt_command(given: list[str]) -> int:
 
 def restore_command(given: list[str]) -> int:
     """`adapt restore`: uses a restorer on photos; imports no diffusion."""
-    from adapt.restore import run_restore
-
     epilog = "example:\n  adapt restore party/*.jpg --restorer adapt_runs/webcam-1a2b3c4d --output restored/"
     parser = _parser("adapt restore", "Restores the faces in photos; the background is kept.", epilog)
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
@@ -98,7 +97,16 @@ def restore_command(given: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
     options = parser.parse_args(given)
-    return run_restore(options.photos, options.restorer, options.output, options.aligned)
+    from adapt.restore import restore_from_files
+
+    summary = restore_from_files(options.photos, options.restorer, options.output, options.aligned)
+    for photo, reason in summary.failed:
+        print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
+    for photo in summary.without_faces:
+        print(f"no face found: {printable(photo)}", file=sys.stderr)
+    faces = sum(photo.faces for photo in summary.restored)
+    print(f"restored {faces} faces in {len(summary.restored)} photos -> {printable(options.output)}")
+    return summary.exit_code
 
 
 def recipes_command(given: list[str]) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from adapt.errors import AdaptError, UsageError
-from adapt.faces import Face, FaceFinder, align, native_size, paste_back
+from adapt.faces import Face, FaceFinder, align, load_finder, native_size, paste_back
 from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, printable, read_photo, write_photo
-from restorers.runtime import RuntimeFailure, RuntimeRestorer
+from restorers.runtime import RuntimeFailure, RuntimeRestorer, load_runtime
+from restorers.zoo import EMBEDDED_COMPACT
 
 SMALLEST_CROP = 64
 """Side in px of the smallest face crop; smaller faces are enlarged to it."""
@@ -108,6 +109,19 @@ def restore_photos(
         if on_photo is not None:
             on_photo(done, len(sources))
     return RestoreSummary(tuple(restored), tuple(without_faces), tuple(failed))
+
+
+def restore_from_files(inputs: Sequence[Path], restorer: Path | None, output: Path, aligned: bool) -> RestoreSummary:
+    """`restore_photos` with a restorer read from a run folder or file (the embedded one without), and the best finder.
+
+    Raises:
+        UsageError: the restorer cannot be loaded, or as `restore_photos`.
+    """
+    try:
+        runtime = load_runtime(restorer or EMBEDDED_COMPACT)
+    except RuntimeFailure as error:
+        raise UsageError(f"--restorer: {error}") from error
+    return restore_photos(inputs, runtime, output, None if aligned else load_finder(), aligned)
 
 
 def crop_side(face: Face, multiple_of: int) -> int:
