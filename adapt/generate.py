@@ -96,13 +96,15 @@ class Worker:
 
     @torch.no_grad()
     def bank(self, task: BankTask) -> Tensor:
-        """Draws clean faces."""
+        """Draws clean faces; the restorer takes away the grain that a small prior leaves."""
         generators = [generator_of("bank", seed) for seed in task.seeds]
         last = len(self.prior.schedule) - 1
         trajectory = Trajectory(min(task.start, last), task.calls)
         if task.start >= last:
-            return draw_bank(self.prior, trajectory, generators).cpu()
-        return vary(self.prior, task.faces.to(self.device), trajectory, generators).cpu()
+            faces = draw_bank(self.prior, trajectory, generators)
+        else:
+            faces = vary(self.prior, task.faces.to(self.device), trajectory, generators)
+        return self.restorer(faces).clamp(0, 1).cpu()
 
 
 def consistencies(settings: Generation, prior: Prior, start: int) -> list[Consistency]:
