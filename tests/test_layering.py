@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,10 @@ HOMES = {
 }
 SERVING = ("adapt/photos.py", "adapt/faces.py", "restorers/runtime.py")
 NOT_WHEN_SERVING = {"diffusers", "accelerate", "transformers", "ray", "mlflow", "pseudo_targets", "recipes"}
+
+
+# Distributions whose import name is another.
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "pillow_heif": "pillow-heif", "yaml": "pyyaml"}
 
 
 def sources(package: str) -> list[Path]:
@@ -109,6 +115,23 @@ def test_restorers_do_not_know_diffusion() -> None:
 @pytest.mark.parametrize("path", SERVING)
 def test_serving_modules_name_no_training_library_even_lazily(path: str) -> None:
     assert roots(imported(ROOT / path)) & NOT_WHEN_SERVING == set()
+
+
+def test_every_library_is_declared_where_it_is_needed() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="the standard library reads TOML from Python 3.11 on")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def named(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in requirements}
+
+    core = named(project["dependencies"])
+    extras = {name for key, extra in project["optional-dependencies"].items() if key != "dev" for name in named(extra)}
+    files = [path for package in PACKAGES for path in sources(package)]
+    used = {name for path in files for name in roots(imported(path))} - set(PACKAGES) - set(sys.stdlib_module_names)
+    at_start = {name for path in files if relative(path) != "adapt/face_synthesis.py"
+                for name in roots(imported(path, into_functions=False))} & used
+    assert {DISTRIBUTIONS.get(name, name) for name in used} <= core | extras
+    assert {DISTRIBUTIONS.get(name, name) for name in at_start} <= core
 
 
 def test_the_reader_of_imports_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
