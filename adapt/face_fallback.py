@@ -64,11 +64,10 @@ class BundledFinder:
         if sha256 is not None and found != sha256:
             raise AdaptError(f"{path}: sha256 is {found[:12]}…, expected {sha256[:12]}…; install the package again")
         tensors = load(content)
-        nets = {"proposals": FaceProposals(), "aligner": FaceAligner()}
-        for name, net in nets.items():
-            own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            net.load_state_dict(own)
-        return cls(nets["proposals"], nets["aligner"])
+        proposals, aligner = FaceProposals(), FaceAligner()
+        for name, net in (("proposals.", proposals), ("aligner.", aligner)):
+            net.load_state_dict({key[len(name) :]: value for key, value in tensors.items() if key.startswith(name)})
+        return cls(proposals, aligner)
 
     @torch.no_grad()
     def find(self, image: Tensor) -> list[Face]:

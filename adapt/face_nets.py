@@ -48,9 +48,8 @@ class FaceProposals(nn.Module):
             _block(64, 64, 3, 1),
         )
         self.head = nn.Conv2d(64, 5, 1)
-        with torch.no_grad():
-            # Start from "no face anywhere": faces are rare, and the focal loss is unstable from 50/50.
-            self.head.bias.copy_(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
+        # Start from "no face anywhere": faces are rare, and the focal loss is unstable from 50/50.
+        self.head.bias = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
 
     def forward(self, gray: Tensor) -> Tensor:
         """See the class; raises nothing beyond torch's own shape errors."""
