@@ -164,5 +164,5 @@ def degrade(rng: Generator, image: Gray) -> Gray:
     if rng.random() < 0.4:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 90))]
         _, coded = cv2.imencode(".jpg", (image * 255).astype(np.uint8), quality)
-        image = cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+        image = (np.asarray(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE)) / 255).astype(np.float32)
     return image.astype(np.float32)

@@ -111,12 +111,13 @@ def aligner_sample(rng: Generator, pool: FacePool, mined: Tensor) -> tuple[Gray,
     """A degraded view `[64,64]` and its label `[6]`: face or not, the 4 numbers of `FaceAligner`, regression weight."""
     kind = rng.choice(4, p=[0.6, 0.15, 0.1, 0.15])  # face, face far off, background, mistaken proposal
     if kind == 3 and len(mined):
-        view = mined[int(rng.integers(len(mined)))].numpy().astype(np.float32) / 255
+        view: Gray = (mined[int(rng.integers(len(mined)))].float() / 255).numpy()
         return degrade(rng, view[:, :: int(rng.choice([-1, 1]))]), np.zeros(6, np.float32)
     canvas = background(rng, pool, VIEW)
     if rng.random() < 0.3:
-        x, y, side = (*rng.uniform(0, VIEW, 2).tolist(), float(rng.uniform(16, 64)))
-        canvas = paste(rng, pool, canvas, Placement(x, y, side, float(rng.normal(0, 0.4))), face=False)
+        x, y, side = rng.uniform((0, 0, 16), VIEW)
+        at = Placement(float(x), float(y), float(side), float(rng.normal(0, 0.4)))
+        canvas = paste(rng, pool, canvas, at, face=False)
     if kind >= 2:
         return degrade(rng, canvas), np.zeros(6, np.float32)
     if kind == 0:
