@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def adapt_command(given: list[str]) -> int:
     """`adapt --inputs DIR`: the main job."""
     parser = _parser("adapt", "Fits a small, fast face restorer to the camera that took your photos.", MAIN_EPILOG)
-    parser.add_argument("--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively")
+    parser.add_argument(
+        "--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: adapt_runs/<name>-<key>)")
     parser.add_argument("--recipe", default="default", metavar="NAME", help="preset or YAML file (see: adapt recipes)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
@@ -93,7 +95,9 @@ def restore_command(given: list[str]) -> int:
     epilog = "example:\n  adapt restore party/*.jpg --restorer adapt_runs/webcam-1a2b3c4d --output restored/"
     parser = _parser("adapt restore", "Restores the faces in photos; the background is kept.", epilog)
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
-    parser.add_argument("--restorer", type=Path, metavar="RUN|FILE", help="run folder, .safetensors or .onnx (default: embedded)")
+    parser.add_argument(
+        "--restorer", type=Path, metavar="RUN|FILE", help="run folder, .safetensors or .onnx (default: embedded)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
     options = parser.parse_args(given)
@@ -111,14 +115,16 @@ def restore_command(given: list[str]) -> int:
 
 def recipes_command(given: list[str]) -> int:
     """`adapt recipes [NAME]`: lists presets, or prints one in full."""
-    parser = _parser("adapt recipes", "Lists recipes, or prints one with every value.", "example:\n  adapt recipes default")
+    epilog = "example:\n  adapt recipes default"
+    parser = _parser("adapt recipes", "Lists recipes, or prints one with every value.", epilog)
     parser.add_argument("name", nargs="?", help="preset or YAML file to print in full")
     options = parser.parse_args(given)
     from recipes.load import PRESETS, RecipeError, dump_recipe, load_recipe, preset_names
 
     if options.name is None:
         for name in preset_names():
-            comments = [line[2:] for line in (PRESETS / f"{name}.yaml").read_text().splitlines() if line.startswith("# ")]
+            lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+            comments = [line[2:] for line in lines if line.startswith("# ")]
             print(f"{name:12} {' '.join(comments[1:])}")
         return 0
     try:
@@ -130,7 +136,8 @@ def recipes_command(given: list[str]) -> int:
 
 def doctor_command(given: list[str]) -> int:
     """`adapt doctor`: what is installed, what is missing, how to get it."""
-    _parser("adapt doctor", "Shows what is installed and what is missing.", "example:\n  adapt doctor").parse_args(given)
+    parser = _parser("adapt doctor", "Shows what is installed and what is missing.", "example:\n  adapt doctor")
+    parser.parse_args(given)
     from adapt.doctor import examine
 
     return examine(print)
@@ -150,12 +157,18 @@ def pretrain_command(given: list[str]) -> int:
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
     parser.add_argument("network", choices=("latents", "prior", "control", "removal", "restorer"))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="clean, aligned, square images")
-    parser.add_argument("--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)")
-    parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="where weights and curves go")
+    parser.add_argument(
+        "--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("weights"), metavar="DIR", help="where weights and curves go"
+    )
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the embedded weights had)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")
-    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)")
+    parser.add_argument(
+        "--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--note", default="", help="what the images are and under what licence, for the model card")

@@ -42,6 +42,8 @@ def load_clean(folder: Path, size: int) -> ImageBank:
     found = find_photos(folder)
     square = [photo for photo in found.photos if photo.width == photo.height]
     if not square:
-        raise AdaptError(f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path")
+        raise AdaptError(
+            f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path"
+        )
     images = [resize(read_photo(photo.path), (size, size), 2).clamp(0, 1).half() for photo in square]
     return ImageBank(torch.cat(images))

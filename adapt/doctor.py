@@ -17,7 +17,9 @@ from adapt.training import mixed_precision
 from pseudo_targets.embedded import WeightsError, load_mini, load_removal
 from restorers.zoo import ZooError, load_restorer
 
-NEEDED = ("torch", "diffusers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "onnx", "onnxruntime", "mlflow")
+NEEDED = (
+    "torch", "diffusers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "onnx", "onnxruntime", "mlflow",
+)  # fmt: skip
 EXTRAS = {
     "ray": "generation on a cluster (--ray): pip install 'ray[tune]'",
     "facexlib": "a stronger face finder and identity scores: pip install facexlib",

@@ -66,7 +66,8 @@ def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Ba
         index = torch.randint(len(lessons.photos), (settings.batch - seen - replayed,), generator=generator)
         rows = (lessons.photos, lessons.means, lessons.draws, lessons.confidence)
         parts.append(Batch(*(tensor[index] for tensor in rows)))
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("lq", "target", "sharp", "confidence")))
+    names = ("lq", "target", "sharp", "confidence")
+    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def _trusted(lq: Tensor, clean: Tensor) -> Batch:
@@ -75,7 +76,7 @@ def _trusted(lq: Tensor, clean: Tensor) -> Batch:
 
 def _replay(lessons: Lessons, count: int, generator: Generator) -> Batch:
     target = lessons.means[torch.randint(len(lessons.means), (count,), generator=generator)]
-    # Half of the time the photos' own camera, half of the time anything: the first teaches, the second prevents forgetting.
+    # Half of the time the photos' own camera, which teaches; half of the time anything, which prevents forgetting.
     own = lessons.camera is not None and bool(torch.rand(1, generator=generator) < 0.5)
     degrade = lessons.camera if own and lessons.camera is not None else lessons.generic
     return _trusted(degrade(target, generator), target)

@@ -88,7 +88,8 @@ def gather(
     kept = _split(sorted(faces, key=lambda face: face.id)[: settings.maximum], settings)
     if len(kept) < settings.minimum:
         raise AdaptError(
-            f"{printable(inputs)}: {len(kept)} faces in {len(found.photos)} photos, expected at least {settings.minimum}: "
+            f"{printable(inputs)}: {len(kept)} faces in {len(found.photos)} photos, "
+            f"expected at least {settings.minimum}: "
             "a camera cannot be learned, nor the result judged, from fewer; add photos"
             + ("" if finder is None else " (or --aligned if each photo is one aligned face)")
         )
@@ -102,9 +103,7 @@ def load_crops(folder: Path, faces: list[FaceRecord]) -> Tensor:
     return torch.cat([read_photo(folder / "faces" / f"{face.id}.png") for face in faces])
 
 
-def _faces_of(
-    path: Path, sha256: str, folder: Path, settings: Faces, finder: FaceFinder | None
-) -> list[FaceRecord]:
+def _faces_of(path: Path, sha256: str, folder: Path, settings: Faces, finder: FaceFinder | None) -> list[FaceRecord]:
     image = read_photo(path)
     height, width = image.shape[-2:]
     found = [aligned_face(width, height)] if finder is None else finder.find(image)

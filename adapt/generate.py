@@ -35,7 +35,7 @@ class TargetTask:
 
 @dataclass(frozen=True)
 class BankTask:
-    """Clean faces: variations of `faces` `[B, 3, S, S]` from timestep `start`, or draws from nothing at the last one."""
+    """Clean faces: variations of `faces` `[B, 3, S, S]` from timestep `start`; from the last one, free draws."""
 
     index: int
     faces: Tensor

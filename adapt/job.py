@@ -21,6 +21,7 @@ from adapt.photos import printable
 from adapt.rounds import Adapted, Job, adapt
 from adapt.summary import write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
+from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
 from pseudo_targets.embedded import WeightsError, load_removal
 from pseudo_targets.zoo import UnknownPriorError, load_prior
@@ -68,16 +69,20 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
         with FileLock(root / ".lock", timeout=0):
             _run(options, recipe, restorer, workspace, narrator)
     except Timeout as error:
-        raise AdaptError(f"{root}: another adapt process works on this run; wait for it, or choose another --output") from error
+        raise AdaptError(
+            f"{root}: another adapt process works on this run; wait for it, or choose another --output"
+        ) from error
     narrator.say(_ending(workspace))
     return root
 
 
-def _run(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspace: Workspace, narrator: Narrator) -> None:
+def _run(
+    options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspace: Workspace, narrator: Narrator
+) -> None:
     started = time.monotonic()
     for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
         leftover.unlink()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    device = choose_device(options.device)
     write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe)})
     write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     gathered = _gather(options, recipe, workspace, narrator)
@@ -85,10 +90,20 @@ def _run(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspac
     uri = options.tracking_uri or default_uri(workspace.root)
     with _tracker(options, workspace, uri) as tracker:
         tracker.params({"recipe": recipe.model_dump(), "restorer": options.restorer, "prior": options.prior})
+        mapper = _mapper(options, device)
         job = Job(
-            recipe, gathered, restorer, options.prior, load_removal(), clean, workspace, _mapper(options, device), tracker,
-            narrator, device,
-        )  # fmt: skip
+            recipe,
+            gathered,
+            restorer,
+            options.prior,
+            load_removal(),
+            clean,
+            workspace,
+            mapper,
+            tracker,
+            narrator,
+            device,
+        )
         adapted: Adapted = adapt(job)
         seconds = time.monotonic() - started
         write_outputs(job, adapted, printable(options.inputs), options.command, seconds)
@@ -169,7 +184,9 @@ def _refuse_foreign_folder(root: Path, options: JobOptions, recipe: Recipe) -> N
         raise UsageError(f"--output {printable(root)}: is a file, expected a folder")
     if record.is_file():
         if json.loads(record.read_text(encoding="utf-8"))["key"] != _key(options, recipe):
-            raise UsageError(f"--output {printable(root)}: holds a run of other photos or settings; choose another folder")
+            raise UsageError(
+                f"--output {printable(root)}: holds a run of other photos or settings; choose another folder"
+            )
     elif root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise UsageError(f"--output {printable(root)}: is not empty and holds no run; choose another folder")
 
@@ -198,13 +215,12 @@ def _tracker(options: JobOptions, workspace: Workspace, uri: str) -> Tracker:
 
 def _ending(workspace: Workspace) -> str:
     record = json.loads(workspace.done.read_text(encoding="utf-8"))
+    unchanged = "adaptation does not help here: the restorer is unchanged"
     lines = [
-        "the restorer was adapted to this camera" if record["adapted"] else "adaptation does not help here: the restorer is unchanged",
+        "the restorer was adapted to this camera" if record["adapted"] else unchanged,
         f"restorer: {workspace.root / 'restorer.safetensors'} (and .onnx)",
         f"report: {(workspace.root / 'report.html').resolve()}",
     ]
     if record["tracking_uri"]:
         lines.append(f"runs: {ui_command(record['tracking_uri'])}")
     return "\n".join(lines)
-
-

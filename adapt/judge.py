@@ -52,6 +52,7 @@ def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, se
         reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {-limits.low_band_loss:+.4f}"
         return Judgement(differences, harm, False, reason)
     if harm > limits.harm:
-        return Judgement(differences, harm, False, f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}")
+        reason = f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}"
+        return Judgement(differences, harm, False, reason)
     reason = f"cleaner on held-out photos: {clean.mean:+.4f} [{clean.low:+.4f}, {clean.high:+.4f}]"
     return Judgement(differences, harm, True, reason)

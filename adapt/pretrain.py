@@ -18,7 +18,7 @@ from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError
 from adapt.evaluate import psnr
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
-from adapt.training import TrainingPlan, make_accelerator, train
+from adapt.training import TrainingPlan, choose_device, make_accelerator, train
 from adapt.workspace import sha256_of, write_json, write_tensors, write_text
 from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
@@ -67,7 +67,7 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     if options.network == "latents":
         _fit_latents(bank, validation, options.output, say)
         return
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    device = choose_device(options.device)
     try:
         job = _job(options, bank, validation)
     except (WeightsError, FileNotFoundError) as error:

@@ -64,7 +64,9 @@ def restorer_job(bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch:
     return Pretraining("compact", Compact(), losses, lambda m: _restoration_scores(m, validation), plan)
 
 
-def removal_job(bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int) -> Pretraining:
+def removal_job(
+    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int
+) -> Pretraining:
     """Degradation removal in latent space, on the same degradations."""
     degrade = GenericDegradation()
     size = validation.shape[-1] // codec.patch

@@ -89,7 +89,8 @@ def run_round(job: Job, number: int) -> RoundReport:
     kept = targets.accepted()
     losses: tuple[dict[str, float], ...] = ()
     if len(kept) < FEWEST_TARGETS:
-        reason = f"only {len(kept)} of {len(targets.targets)} pseudo targets could be trusted, {FEWEST_TARGETS} are needed"
+        made = len(targets.targets)
+        reason = f"only {len(kept)} of {made} pseudo targets could be trusted, {FEWEST_TARGETS} are needed"
         verdict = Judgement({}, 0.0, False, reason)
     else:
         lessons = learn_camera(job, number, targets, photos)
@@ -97,7 +98,8 @@ def run_round(job: Job, number: int) -> RoundReport:
         save_restorer(replace(job.restorer, module=module), folder / "restorer.safetensors")
         verdict = judge_round(job, module, number)
     rejections: dict[str, int] = {}
-    for reason in [t.reason.split(":")[0] for t in targets.targets if not t.accepted] + [r for _, r in targets.failures]:
+    refused = [target.reason.split(":")[0] for target in targets.targets if not target.accepted]
+    for reason in refused + [failure for _, failure in targets.failures]:
         rejections[reason] = rejections.get(reason, 0) + 1
     report = RoundReport(number, len(targets.targets), len(kept), rejections, losses, verdict, dict(narrator.seconds))
     log(job.tracker, report)
@@ -129,9 +131,10 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     folder, settings, kept = job.workspace.round(number), job.recipe.camera, targets.accepted()
     position = {face.id: index for index, face in enumerate(job.gathered.teaching())}
     lq = photos[[position[targets.faces[index].id] for index in kept]]
-    means, draws, confidence = (
-        torch.stack([getattr(targets.targets[index], name) for index in kept]) for name in ("mean", "draw", "confidence")
-    )
+    chosen = [targets.targets[index] for index in kept]
+    means = torch.stack([target.mean for target in chosen])
+    draws = torch.stack([target.draw for target in chosen])
+    confidence = torch.stack([target.confidence for target in chosen])
     bank = clean_bank(job, means)
     if is_gray(lq):
         bank = luma(bank).expand(-1, 3, -1, -1).contiguous()
@@ -140,9 +143,10 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
         with job.narrator.stage("camera", settings.steps) as advance:
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
             path = folder / "camera.safetensors"
-            camera = read_camera(path) if path.is_file() else fit_camera(
-                means, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance
-            )
+            if path.is_file():
+                camera = read_camera(path)
+            else:
+                camera = fit_camera(means, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
             write_tensors(path, camera.state_dict(), {"size": str(camera.size)})
     return Lessons(ImageBank(bank), camera, GenericDegradation(), lq, means, draws, confidence)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,8 +97,8 @@ def manifest_rows(job: Job, adapted: Adapted) -> Iterator[dict[str, Any]]:
     faces = job.gathered.faces
     for photo, sha256 in sorted({(face.photo, face.sha256) for face in faces}):
         yield {"kind": "photo", "path": photo, "sha256": sha256, "state": "used"}
-    for path, reason in job.gathered.refused:
-        yield {"kind": "photo", "path": path, "state": "not used", "reason": reason}
+    for refused, reason in job.gathered.refused:
+        yield {"kind": "photo", "path": refused, "state": "not used", "reason": reason}
     for face in faces:
         row = asdict(face)
         row["state"] = "held out" if row.pop("held_out") else "teaches"
@@ -140,14 +140,16 @@ def _target_examples(job: Job, adapted: Adapted) -> tuple[tuple[Example, ...], t
     return tuple(kept), tuple(rejected)
 
 
-def _target_example(job: Job, adapted: Adapted, face: FaceRecord, path: Any) -> Example:
+def _target_example(job: Job, adapted: Adapted, face: FaceRecord, path: Path) -> Example:
     target = read_target(path)
     photo = load_crops(job.workspace.root, [face])
     before = restore_all(job.restorer.module.cpu().eval(), photo)[0]
     after = restore_all(adapted.restorer.module.cpu().eval(), photo)[0]
     confidence = target.confidence.expand(3, -1, -1)
     example = Example(_title(face), photo[0], before, after, target.mean, confidence, target.reason)
-    return example if target.reason else replace(example, note=", ".join(f"{k} {v:.3f}" for k, v in target.scores.items()))
+    if target.reason:
+        return example
+    return replace(example, note=", ".join(f"{name} {score:.3f}" for name, score in target.scores.items()))
 
 
 def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
@@ -172,8 +174,9 @@ def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
 
 def _licences(job: Job) -> dict[str, str]:
     spec = job.restorer.spec
+    remark = "" if spec.commercial else " (no commercial use; so is what you adapted)"
     return {
-        f"restorer {spec.name}": spec.licence + ("" if spec.commercial else " (no commercial use; so is what you adapted)"),
+        f"restorer {spec.name}": spec.licence + remark,
         f"prior {job.prior}": load_prior(job.prior).licence,
     }
 

@@ -59,7 +59,9 @@ def make_targets(
         by_start.setdefault(start, []).append(index)
     size = factory.generation.batch
     chunks = [
-        (start, indices[i : i + size]) for start, indices in sorted(by_start.items()) for i in range(0, len(indices), size)
+        (start, indices[first : first + size])
+        for start, indices in sorted(by_start.items())
+        for first in range(0, len(indices), size)
     ]
     tasks = [
         TargetTask(
@@ -140,4 +142,3 @@ def _write_target(path: Path, target: PseudoTarget, provenance: dict[str, str]) 
 
 def _bank_file(folder: Path, index: int) -> Path:
     return folder / f"{index:04d}.safetensors"
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,13 @@ class Trained:
     losses: tuple[dict[str, float], ...]
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
 def mixed_precision(device: torch.device) -> str:
     """`"bf16"` where the device computes in it natively, else `"no"`."""
     if device.type == "cuda":
@@ -98,7 +105,7 @@ def train(
     checkpoint: Path,
     on_step: OnStep | None = None,
     log_every: int = 25,
-    extras: dict[str, Stateful] | None = None,
+    extras: Mapping[str, Stateful] | None = None,
 ) -> Trained:
     """Trains a copy of `module` and returns its weight average in eval mode.
 
@@ -139,7 +146,9 @@ def train(
     return Trained(copy.deepcopy(average.module).eval(), tuple(history))
 
 
-def _prepare(module: nn.Module, plan: TrainingPlan, accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _prepare(
+    module: nn.Module, plan: TrainingPlan, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     net = copy.deepcopy(module).train().to(memory_format=torch.channels_last)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
@@ -164,8 +173,9 @@ def _one_step(
             number = float(value.detach())
             if not math.isfinite(number):
                 raise AdaptError(
-                    f"loss {name!r} became {number} at step {step + 1} of {plan.steps}: training stopped, the weights of "
-                    "the last round are kept; lower --set finetune.learning_rate and run the same command again"
+                    f"loss {name!r} became {number} at step {step + 1} of {plan.steps}: training stopped, "
+                    "the weights of the last round are kept; "
+                    "lower --set finetune.learning_rate and run the same command again"
                 )
             terms[name] = terms.get(name, 0.0) + number / plan.accumulate
         accelerator.backward(sum(losses.values()) / plan.accumulate)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Generator, Tensor, nn
+
 from adapt.evaluate import align_tone, haarpsi, psnr, ssim
 from adapt.job import JobOptions, run_job
 from adapt.judge import restore_all
@@ -27,7 +29,6 @@ from recipes.load import load_recipe
 from recipes.schema import Recipe
 from restorers.degradations import resize
 from restorers.zoo import load_restorer
-from torch import Generator, Tensor, nn
 
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
 
@@ -65,7 +66,9 @@ def train_oracle(module: nn.Module, pairs: Pairs, recipe: Recipe, steps: int, fo
         photos = pairs.photos[index].contiguous(memory_format=torch.channels_last)
         return {"pixel": (net(photos).float() - pairs.references[index]).abs().mean()}
 
-    plan = TrainingPlan(steps, settings.learning_rate, settings.warmup, ema_decay=settings.ema_decay, clip=settings.clip)
+    plan = TrainingPlan(
+        steps, settings.learning_rate, settings.warmup, ema_decay=settings.ema_decay, clip=settings.clip
+    )
     accelerator = make_accelerator(torch.device("cpu"), settings.precision)
     return train(module, losses, plan, accelerator, folder / "oracle.pt").module
 
@@ -82,7 +85,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     recipe = load_recipe(options.recipe, tuple(options.set))
     started = time.monotonic()
     run = run_job(
-        JobOptions(options.adapt, "benchmarks.oracle_gap", folder / "run", options.recipe, tuple(options.set), aligned=True, tracking=False)
+        JobOptions(
+            inputs=options.adapt,
+            command="benchmarks.oracle_gap",
+            output=folder / "run",
+            recipe=options.recipe,
+            overrides=tuple(options.set),
+            aligned=True,
+            tracking=False,
+        )
     )
     seconds = time.monotonic() - started
     rounds = [json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/round.json"))]
@@ -101,7 +112,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "oracle_gap_closed": gap_closed(rows, "adapted"),
         "oracle_gap_closed_aligned": gap_closed(rows, "adapted", "_aligned"),
         "harm_rate": float(worse.float().mean()),
-        "seconds": {"total": seconds, **{f"round {r['number']} {k}": v for r in rounds for k, v in r["seconds"].items()}},
+        "seconds": {
+            "total": seconds,
+            **{f"round {report['number']} {k}": v for report in rounds for k, v in report["seconds"].items()},
+        },
         "accepted_rounds": len(accepted),
         "judgements": [report["judgement"] for report in rounds],
         "recipe": recipe.model_dump(mode="json"),

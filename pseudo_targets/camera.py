@@ -108,7 +108,12 @@ class CameraFit:
 
 
 def fit_camera(
-    clean: Tensor, photos: Tensor, bank: Tensor, plan: CameraFit, seed: int, on_step: Callable[[int], None] | None = None
+    clean: Tensor,
+    photos: Tensor,
+    bank: Tensor,
+    plan: CameraFit,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
 ) -> LearnedCamera:
     """Fits the camera on pairs, then matches its output on unrelated clean faces to the photos.
 
@@ -130,7 +135,12 @@ def fit_camera(
 
 
 def _fit_mean(
-    camera: LearnedCamera, clean: Tensor, photos: Tensor, plan: CameraFit, seed: int, on_step: Callable[[int], None] | None
+    camera: LearnedCamera,
+    clean: Tensor,
+    photos: Tensor,
+    plan: CameraFit,
+    seed: int,
+    on_step: Callable[[int], None] | None,
 ) -> None:
     generator = Generator().manual_seed(seed)
     with torch.no_grad():

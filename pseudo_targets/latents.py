@@ -52,7 +52,8 @@ def fit_patch_latents(images: Tensor, patch: int, channels: int) -> PatchLatents
         ValueError: more channels than a patch has values.
     """
     if channels > 3 * patch * patch:
-        raise ValueError(f"latent channels {channels}: a {patch}x{patch} RGB patch has {3 * patch * patch} values at most")
+        most = 3 * patch * patch
+        raise ValueError(f"latent channels {channels}: a {patch}x{patch} RGB patch has {most} values at most")
     patches = torch.nn.functional.pixel_unshuffle(2 * images.double() - 1, patch)
     flat = patches.permute(0, 2, 3, 1).reshape(-1, 3 * patch * patch)
     mean = flat.mean(0)

@@ -15,7 +15,9 @@ Degrade = Callable[[Tensor, Generator], Tensor]
 Cleaner = Callable[[Tensor], Tensor]
 
 
-def removal_losses(module: nn.Module, clean: Tensor, degrade: Degrade, codec: nn.Module, generator: Generator) -> dict[str, Tensor]:
+def removal_losses(
+    module: nn.Module, clean: Tensor, degrade: Degrade, codec: nn.Module, generator: Generator
+) -> dict[str, Tensor]:
     """Mean squared error of the cleaned latent, which for an orthonormal transform is that of the image."""
     with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
         target, latent = codec.encode(clean), codec.encode(degrade(clean, generator))
@@ -70,7 +72,9 @@ def denoising_error(
 
 
 @torch.no_grad()
-def clean_condition(clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner], codec: nn.Module, generator: Generator) -> Tensor:
+def clean_condition(
+    clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner], codec: nn.Module, generator: Generator
+) -> Tensor:
     """The control's condition: the latent of a degraded image cleaned by one of several cleaners, drawn by batch.
 
     Several cleaners make the control tolerate the restorer that adaptation changes round by round.
@@ -83,7 +87,12 @@ def clean_condition(clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner]
 
 @torch.no_grad()
 def error_by_timestep(
-    unet: nn.Module, latent: Tensor, schedule: NoiseSchedule, context: Tensor, variance: Tensor, timesteps: Sequence[int]
+    unet: nn.Module,
+    latent: Tensor,
+    schedule: NoiseSchedule,
+    context: Tensor,
+    variance: Tensor,
+    timesteps: Sequence[int],
 ) -> dict[str, float]:
     """The weighted error of the prior at each timestep on validation latents, with fixed noise."""
     noise = torch.randn(latent.shape, generator=Generator().manual_seed(0)).to(latent)

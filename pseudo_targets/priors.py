@@ -97,7 +97,12 @@ class LatentPrior(nn.Module):
 
 
 def denoiser_output(
-    unet: nn.Module, control: nn.Module | None, x_t: Tensor, timestep: Tensor, context: Tensor, condition: Condition | None
+    unet: nn.Module,
+    control: nn.Module | None,
+    x_t: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    condition: Condition | None,
 ) -> Tensor:
     """One call of the UNet with the control's residuals added, in the UNet's own parameterisation.
 
@@ -108,7 +113,9 @@ def denoiser_output(
     if condition is None:
         return unet(x_t, timestep, context).sample
     if control is None:
-        raise ValueError("this prior has no IRControlNet: it can draw faces but not restore photos; load one with control")
+        raise ValueError(
+            "this prior has no IRControlNet: it can draw faces but not restore photos; load one with control"
+        )
     down, middle = control(
         x_t, timestep, context, condition.latent, conditioning_scale=condition.strength, return_dict=False
     )

@@ -1,4 +1,4 @@
-"""The two-stage trajectory: a cleaned reference, partly re-noised, denoised by a prior under consistency constraints."""
+"""Two-stage trajectory: a cleaned reference, partly re-noised, denoised by a prior under consistency corrections."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
         path = Path(name_or_path)
         if not path.is_file():
             known = ", ".join(preset_names())
-            raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{_near(name_or_path, preset_names())}; presets: {known}")
+            hint = _near(name_or_path, preset_names())
+            raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{hint}; presets: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -111,7 +111,7 @@ class Finetune(_Section):
     camera_share: Share = 0.875
     """Share of each batch drawn as clean faces seen through the learned camera."""
     replay_share: Share = 0.125
-    """Share of each batch drawn as accepted targets degraded again, half by generic degradations (against forgetting)."""
+    """Share of each batch drawn as accepted targets degraded again, half of them generically (against forgetting)."""
     pixel: Annotated[float, Field(ge=0)] = 1.0
     """Weight of L1, times the confidence map on pseudo targets."""
     perceptual: Annotated[float, Field(ge=0)] = 0.1
@@ -125,7 +125,9 @@ class Finetune(_Section):
     def _shares(self) -> Finetune:
         if self.camera_share + self.replay_share > 1:
             total = self.camera_share + self.replay_share
-            raise ValueError(f"camera_share + replay_share is {total:g}, expected at most 1; what is left are the photos")
+            raise ValueError(
+                f"camera_share + replay_share is {total:g}, expected at most 1; what is left are the photos"
+            )
         return self
 
 

@@ -140,7 +140,8 @@ def _code(plane: Tensor, table: list[list[int]], scale: Tensor) -> Tensor:
     dct[0] /= math.sqrt(2)
     step = ((plane.new_tensor(table) * scale + 50) / 100).floor().clamp(1, 255)  # [B, 1, 1, 8, 8]
     batch, channels, height, width = plane.shape
-    blocks = plane.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4).reshape(batch, channels, -1, 8, 8)
+    grid = plane.view(batch, channels, height // 8, 8, width // 8, 8)
+    blocks = grid.transpose(3, 4).reshape(batch, channels, -1, 8, 8)
     coded = dct.T @ (torch.round(dct @ blocks @ dct.T / step) * step) @ dct
     return coded.view(batch, channels, height // 8, width // 8, 8, 8).transpose(3, 4).reshape(plane.shape)
 

@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Generator, Tensor
+
 from adapt.photos import write_photo
 from adapt.seeds import generator_of
 from pseudo_targets.bank import draw_bank
@@ -20,7 +22,6 @@ from pseudo_targets.embedded import load_mini
 from pseudo_targets.sampling import Trajectory
 from restorers.degradations import add_shot_noise, blur
 from restorers.zoo import load_restorer
-from torch import Generator, Tensor
 
 JPEG_QUALITY = 45
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from adapt.dataset import ImageBank
 from adapt.finetune import Lessons, draw_batch, finetune
 from adapt.losses import Adversary, perceptual_loss, pixel_loss
 from adapt.training import make_accelerator
 from recipes.schema import Finetune
 from restorers.compact import Compact
-
 from tests.tiny import blobs
 
 CPU = torch.device("cpu")
@@ -30,7 +30,8 @@ def features(image: torch.Tensor) -> list[torch.Tensor]:
 
 def lessons(camera=darken) -> Lessons:
     photos = torch.full((6, 3, 32, 32), 0.9)
-    return Lessons(ImageBank(blobs(10)), camera, spoil, photos, blobs(6, seed=2), blobs(6, seed=3), torch.full((6, 1, 32, 32), 0.5))
+    confidence = torch.full((6, 1, 32, 32), 0.5)
+    return Lessons(ImageBank(blobs(10)), camera, spoil, photos, blobs(6, seed=2), blobs(6, seed=3), confidence)
 
 
 def gen(seed: int) -> torch.Generator:
@@ -65,7 +66,9 @@ def test_batches_repeat_by_seed() -> None:
 
 
 def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
-    settings = Finetune(steps=150, batch=8, camera_share=1.0, replay_share=0.0, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9)
+    settings = Finetune(
+        steps=150, batch=8, camera_share=1.0, replay_share=0.0, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9
+    )
     done = finetune(small(), lessons(), settings, features, make_accelerator(CPU, "no"), tmp_path / "f.pt", seed=1)
     assert done.losses[-1]["pixel"] < 0.5 * done.losses[0]["pixel"]
     clean = blobs(4, seed=9)
@@ -73,12 +76,15 @@ def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
         assert (done.module(clean * 0.5) - clean).abs().mean() < (clean * 0.5 - clean).abs().mean()
 
 
-@pytest.mark.parametrize("weights", [{"perceptual": 0.5}, {"adversarial": 0.1}, {"perceptual": 0.5, "adversarial": 0.1}])
+@pytest.mark.parametrize(
+    "weights", [{"perceptual": 0.5}, {"adversarial": 0.1}, {"perceptual": 0.5, "adversarial": 0.1}]
+)
 def test_optional_terms_are_logged_and_move_the_weights(tmp_path: Path, weights: dict[str, float]) -> None:
     plain = Finetune(steps=4, batch=4, perceptual=0.0)
     accelerator = make_accelerator(CPU, "no")
     base = finetune(small(), lessons(), plain, features, accelerator, tmp_path / "a.pt", seed=1)
-    extra = finetune(small(), lessons(), plain.model_copy(update=weights), features, accelerator, tmp_path / "b.pt", seed=1)
+    more = plain.model_copy(update=weights)
+    extra = finetune(small(), lessons(), more, features, accelerator, tmp_path / "b.pt", seed=1)
     assert set(extra.losses[0]) == {"step", "pixel", *weights}
     pairs = zip(base.module.parameters(), extra.module.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)

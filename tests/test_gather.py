@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from adapt.errors import AdaptError
 from adapt.faces import Face, aligned_face
 from adapt.gather import Gathered, gather, load_crops
 from adapt.photos import read_photo, write_photo
 from recipes.schema import Faces
-
 from tests.end_to_end.runs import write_blobs
 
 SETTINGS = Faces()
@@ -67,9 +67,8 @@ def test_oblong_photos_are_refused_when_faces_are_said_to_be_aligned(tmp_path: P
 def test_crops_come_back_as_they_were_and_a_second_call_reads_the_record(tmp_path: Path) -> None:
     photos = write_blobs(tmp_path / "photos", 9)
     first = run(tmp_path)
-    torch.testing.assert_close(
-        load_crops(tmp_path / "run", [f for f in first.faces if f.photo.endswith("03.png")]), read_photo(photos / "03.png")
-    )
+    third = [face for face in first.faces if face.photo.endswith("03.png")]
+    torch.testing.assert_close(load_crops(tmp_path / "run", third), read_photo(photos / "03.png"))
     for path in photos.iterdir():
         path.unlink()
     assert run(tmp_path) == first

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pseudo_targets.gating import Thresholds, confidence_map, gate, low_band_difference, remaining_degradation
 
+from pseudo_targets.gating import Thresholds, confidence_map, gate, low_band_difference, remaining_degradation
 from tests.tiny import blobs
 
 LIMITS = Thresholds(low_band=0.05, spread=0.05, residual=0.05, identity=0.5)

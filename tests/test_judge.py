@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from adapt.judge import judge, paired_difference, scores_of
 from recipes.schema import Judge
-
 from tests.tiny import blobs
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from adapt.cli import main
 from adapt.photos import write_photo
 from pseudo_targets.embedded import WeightsError, load_mini, load_removal
 from restorers.compact import load_compact
-
 from tests.tiny import blobs
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from recipes.load import PRESETS, RecipeError, dump_recipe, load_recipe, preset_names
 from recipes.schema import Recipe
 

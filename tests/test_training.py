@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from adapt.errors import AdaptError
 from adapt.training import TrainingPlan, make_accelerator, train
-from torch import nn
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,9 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_ends(tmp_path: Path, 
     with pytest.raises(Killed):
         train(linear(), losses, plan, accelerator, tmp_path / "b.pt", die, log_every=2)
     steps: list[int] = []
-    rest = train(linear(), losses, plan, accelerator, tmp_path / "b.pt", lambda step, _: steps.append(step), log_every=2)
+    rest = train(
+        linear(), losses, plan, accelerator, tmp_path / "b.pt", lambda step, _: steps.append(step), log_every=2
+    )
     assert len(steps) < 20 if killed_at > 3 else len(steps) <= 20
     assert rest.losses == whole.losses
     for a, b in zip(whole.module.parameters(), rest.module.parameters(), strict=True):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
+
 from pseudo_targets.embedded import mini_schedule
 from pseudo_targets.ir_controlnet import build_ir_controlnet
 from pseudo_targets.latents import AutoencoderLatents, fit_patch_latents
 from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
-from torch import Tensor
 
 
 def blobs(count: int, size: int = 32, seed: int = 0) -> Tensor:

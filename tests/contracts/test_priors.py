@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+
 from pseudo_targets.consistency import LowPassReplacement
 from pseudo_targets.filters import BlockMean
 from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.sampling import Trajectory, draw, refine
 from pseudo_targets.zoo import PRIORS as SHIPPED
-
 from tests.tiny import PRIORS, blobs
 
 
@@ -49,7 +49,7 @@ def test_refine_is_deterministic_and_does_not_depend_on_the_batch(prior: LatentP
     again = refine(prior, image, path, [], seeds(1, 2, 3))
     alone = refine(prior, image[1:2], path, [], seeds(2))
     assert together.shape == image.shape
-    assert 0 <= together.min() and together.max() <= 1
+    assert together.min() >= 0 and together.max() <= 1
     assert torch.equal(together, again)
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=0)
 
@@ -63,7 +63,9 @@ def test_low_pass_replacement_to_the_end_keeps_the_low_band_of_the_latent(prior:
 
     keep = [LowPassReplacement(low_pass, 400, 0)]
     x = prior.schedule.q_sample(latent, 400, torch.randn(latent.shape, generator=seeds(5)[0]))
-    result = denoise_with_consistency(prior, x, Trajectory(400, 3), Condition(latent), keep, Reference(latent, image), seeds(1, 2))
+    result = denoise_with_consistency(
+        prior, x, Trajectory(400, 3), Condition(latent), keep, Reference(latent, image), seeds(1, 2)
+    )
     torch.testing.assert_close(low_pass(result), low_pass(latent), atol=1e-4, rtol=1e-4)
     assert (result - latent).abs().max() > 1e-3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from adapt.photos import write_photo
 
+from adapt.photos import write_photo
 from tests.tiny import blobs
 
 SHORT = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from adapt.cli import main
 from adapt.photos import read_photo
 from restorers.runtime import load_runtime
-
 from tests.end_to_end.runs import short_settings, write_blobs
 
 
@@ -27,7 +27,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]
 
 def test_a_run_leaves_everything_a_user_takes_away(finished: tuple[list[str], Path]) -> None:
     _, run = finished
-    names = ("recipe.yaml", "manifest.jsonl", "restorer.safetensors", "restorer.onnx", "model_card.md", "report.html", "mlflow.db")
+    documents = ("recipe.yaml", "manifest.jsonl", "model_card.md", "report.html", "mlflow.db")
+    names = ("restorer.safetensors", "restorer.onnx", *documents)
     assert [name for name in names if not (run / name).is_file()] == []
     assert (run / "rounds/1/camera.safetensors").is_file()
     assert list(run.rglob(".tmp-*")) == []
