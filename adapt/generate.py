@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from pseudo_targets.bank import draw_bank, vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
 from pseudo_targets.embedded import load_removal
-from pseudo_targets.filters import BlockMean, CubicLowPass
+from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
 from pseudo_targets.sampling import Trajectory, refine
@@ -21,6 +22,7 @@ from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
 
 COLOR_FIXES = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
+LOW_PASSES: dict[str, Callable[[int], LowPass]] = {"idempotent": BlockMean, "published": CubicLowPass}
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,13 @@ class WorkerFactory:
     gate: Gate
     device: str
 
-    def __call__(self) -> Worker:
-        """Loads the prior once."""
-        return Worker(self)
+    def target_worker(self) -> Callable[[TargetTask], list[PseudoTarget]]:
+        """Loads the prior once; the call makes pseudo targets."""
+        return Worker(self).targets
+
+    def bank_worker(self) -> Callable[[BankTask], Tensor]:
+        """Loads the prior once; the call draws clean faces."""
+        return Worker(self).bank
 
 
 class Worker:
@@ -70,13 +76,9 @@ class Worker:
         self.restorer = plan.restorer.to(self.device).eval()
         self.embed = load_identity(self.device)
 
-    def __call__(self, task: TargetTask | BankTask) -> list[PseudoTarget] | Tensor:
-        """Pseudo targets in the order of the task's photos, or clean faces `[B, 3, S, S]`; on the CPU."""
-        return self.targets(task) if isinstance(task, TargetTask) else self.bank(task)
-
     @torch.no_grad()
     def targets(self, task: TargetTask) -> list[PseudoTarget]:
-        """Cleans, refines several times, gates."""
+        """Cleans, refines several times, gates; in the order of the task's photos, on the CPU."""
         settings = self.plan.generation
         photos = task.photos.to(self.device)
         stage1 = self.removal if settings.stage1 == "removal" else self.restorer
@@ -96,7 +98,7 @@ class Worker:
 
     @torch.no_grad()
     def bank(self, task: BankTask) -> Tensor:
-        """Draws clean faces; the restorer takes away the grain that a small prior leaves."""
+        """Draws clean faces `[B, 3, S, S]` on the CPU; the restorer takes away the grain that a small prior leaves."""
         generators = [generator_of("bank", seed) for seed in task.seeds]
         last = len(self.prior.schedule) - 1
         trajectory = Trajectory(min(task.start, last), task.calls)
@@ -111,8 +113,7 @@ def consistencies(settings: Generation, prior: Prior, start: int) -> list[Consis
     """The corrections a recipe asks for, for a path from `start`."""
     result: list[Consistency] = []
     if settings.filter != "none":
-        kinds = {"idempotent": BlockMean, "published": CubicLowPass}
-        low_pass = kinds[settings.filter](settings.filter_factor)
+        low_pass = LOW_PASSES[settings.filter](settings.filter_factor)
         result.append(LowPassReplacement(low_pass, start, min(settings.end_timestep, start)))
     if settings.guidance_scale:
         result.append(RestorationGuidance(prior.decode, settings.guidance_scale, settings.guidance_space))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -74,7 +75,8 @@ def removal_job(
     module = DegradationRemoval(codec, size)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        return removal_losses(net, bank.draw(batch, generator), degrade, codec, generator)
+        removal = cast(DegradationRemoval, net)  # a copy of `module`
+        return removal_losses(removal, bank.draw(batch, generator), degrade, codec, generator)
 
     metadata = {"size": str(size), "widths": "48,96,192"}
     return Pretraining("removal", module, losses, lambda m: _restoration_scores(m, validation), plan, metadata)

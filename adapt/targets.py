@@ -76,10 +76,10 @@ def make_targets(
     done = len(faces) - sum(len(task.faces) for task in todo)
     advance(done)
     failures: dict[str, str] = {}
-    for outcome in mapper.map(factory, todo):
+    for outcome in mapper.map(factory.target_worker, todo):
         task = todo[outcome.index]
-        if outcome.failure is not None:
-            failures.update(dict.fromkeys(task.faces, outcome.failure))
+        if outcome.value is None:
+            failures.update(dict.fromkeys(task.faces, str(outcome.failure)))
         else:
             for face, target in zip(task.faces, outcome.value, strict=True):
                 _write_target(folder / f"{face}.safetensors", target, {**provenance, "start_timestep": str(task.start)})
@@ -112,8 +112,8 @@ def make_bank(
         tasks.append(BankTask(index, faces, settings[0], settings[1], seeds))
     todo = [task for task in tasks if not _bank_file(folder, task.index).exists()]
     advance(min(count, (len(tasks) - len(todo)) * size))
-    for number, outcome in enumerate(mapper.map(factory, todo), start=len(tasks) - len(todo) + 1):
-        if outcome.failure is not None:
+    for number, outcome in enumerate(mapper.map(factory.bank_worker, todo), start=len(tasks) - len(todo) + 1):
+        if outcome.value is None:
             raise AdaptError(f"the clean bank could not be drawn: {outcome.failure}")
         write_tensors(_bank_file(folder, todo[outcome.index].index), {"faces": outcome.value.half()})
         advance(min(count, number * size))
@@ -124,8 +124,8 @@ def read_target(path: Path) -> PseudoTarget:
     """Reads a pseudo target in float32."""
     tensors, metadata = read_tensors(path)
     record = json.loads(metadata["record"])
-    images = (tensors[name].float() for name in ("mean", "draw", "confidence"))
-    return PseudoTarget(*images, record["scores"], record["accepted"], record["reason"])
+    mean, draw, confidence = (tensors[name].float() for name in ("mean", "draw", "confidence"))
+    return PseudoTarget(mean, draw, confidence, record["scores"], record["accepted"], record["reason"])
 
 
 def read_provenance(path: Path) -> dict[str, str]:

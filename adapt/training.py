@@ -149,7 +149,7 @@ def train(
 def _prepare(
     module: nn.Module, plan: TrainingPlan, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    net = copy.deepcopy(module).train().to(memory_format=torch.channels_last)
+    net = copy.deepcopy(module).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
     return accelerator.prepare(net, optimizer)

@@ -42,10 +42,9 @@ class LearnedCamera(nn.Module):
             nn.ReLU(),
             nn.Conv2d(24, 3, 3, padding=1, padding_mode="reflect"),
         )
-        nn.init.zeros_(self.linear.bias)
+        for parameter in (*self.linear.parameters(), *self.curve[-1].parameters()):
+            nn.init.zeros_(parameter)
         nn.init.dirac_(self.linear.weight)
-        nn.init.zeros_(self.curve[-1].weight)
-        nn.init.zeros_(self.curve[-1].bias)
         half = size // 2 + 1
         self.register_buffer("sigma", torch.zeros(3, BINS))
         self.register_buffer("noise_root", torch.zeros(size, half, 3, 3, 2))  # real and imaginary part
@@ -178,8 +177,7 @@ def _solve_linear(linear: nn.Conv2d, clean: Tensor, photos: Tensor, ridge: float
     weight = ridge * normal.diagonal()[:-1].mean()
     system = normal + weight * torch.eye(taps + 1, dtype=torch.float64, device=clean.device)
     solution = torch.linalg.solve(system, moment + weight * start).float()
-    linear.weight.copy_(solution[:-1].T.reshape(linear.weight.shape))
-    linear.bias.copy_(solution[-1])
+    linear.load_state_dict({"weight": solution[:-1].T.reshape(linear.weight.shape), "bias": solution[-1]})
 
 
 def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 class PatchLatents(nn.Module):
@@ -66,7 +71,9 @@ def fit_patch_latents(images: Tensor, patch: int, channels: int) -> PatchLatents
 class AutoencoderLatents(nn.Module):
     """diffusers' `AutoencoderKL` behind the same two calls: posterior mean times the scaling factor (DiffBIR)."""
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    autoencoder: AutoencoderKL
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.scaling = float(autoencoder.config.scaling_factor)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from pseudo_targets.priors import Condition, denoiser_output
+from pseudo_targets.priors import Codec, Condition, denoiser_output
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.schedule import NoiseSchedule
 
@@ -16,12 +16,12 @@ Cleaner = Callable[[Tensor], Tensor]
 
 
 def removal_losses(
-    module: nn.Module, clean: Tensor, degrade: Degrade, codec: nn.Module, generator: Generator
+    module: DegradationRemoval, clean: Tensor, degrade: Degrade, codec: Codec, generator: Generator
 ) -> dict[str, Tensor]:
     """Mean squared error of the cleaned latent, which for an orthonormal transform is that of the image."""
     with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
         target, latent = codec.encode(clean), codec.encode(degrade(clean, generator))
-    return {"mse": ((latent + module.net(latent, 0).sample - target) ** 2).mean()}
+    return {"mse": ((module.clean_latent(latent) - target) ** 2).mean()}
 
 
 def prior_losses(
@@ -73,7 +73,7 @@ def denoising_error(
 
 @torch.no_grad()
 def clean_condition(
-    clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner], codec: nn.Module, generator: Generator
+    clean: Tensor, degrade: Degrade, cleaners: Sequence[Cleaner], codec: Codec, generator: Generator
 ) -> Tensor:
     """The control's condition: the latent of a degraded image cleaned by one of several cleaners, drawn by batch.
 

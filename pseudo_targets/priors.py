@@ -53,7 +53,7 @@ class LatentPrior(nn.Module):
     """A latent UNet, optionally steered by an IRControlNet: the mini family and Stable Diffusion based priors alike.
 
     Args:
-        codec: latent space.
+        codec: latent space, a module.
         unet: denoiser whose output `schedule.prediction_type` explains.
         control: IRControlNet, or None for a prior that can only draw.
         schedule: noise levels.
@@ -61,11 +61,12 @@ class LatentPrior(nn.Module):
         context: `[1, tokens, width]`, the embedding of the empty prompt.
     """
 
+    codec: Codec
     context: Tensor
 
     def __init__(
         self,
-        codec: nn.Module,
+        codec: Codec,
         unet: UNet2DConditionModel,
         control: ControlNetModel | None,
         schedule: NoiseSchedule,
