@@ -40,7 +40,7 @@ def test_each_leaves_its_plan_curve_scores_and_card(trained: Path, name: str) ->
     assert record["losses"][-1]["step"] == 2
     assert all(torch.isfinite(torch.tensor(value)) for value in record["scores"].values())
     card = (trained / f"{name}.md").read_text()
-    assert "39 images" in card and "2 steps" in card
+    assert "38 images" in card and "2 steps" in card
 
 
 def test_changed_weights_are_refused(trained: Path, tmp_path: Path) -> None:
