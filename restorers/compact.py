@@ -77,13 +77,13 @@ def compact_from_state(state: dict[str, Tensor]) -> Compact:
     Raises:
         ValueError: `state` is not of this layout.
     """
-    names = ("m_head.weight", "m_down1.0.res.0.weight", "m_up1.0.weight", "m_tail.weight")
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise ValueError(f"not a compact restorer: tensor {missing[0]} is missing")
+    ups = [f"m_up{level}.0.weight" for level in (1, 2, 3)]
+    for name in ("m_head.weight", "m_down1.0.res.0.weight", *ups, "m_tail.weight"):
+        if name not in state or state[name].ndim != 4:
+            raise ValueError(f"not a compact restorer: tensor {name} is missing or no convolution")
     blocks = sum(name.startswith("m_body.") and name.endswith(".res.0.weight") for name in state)
-    w0, w1, w2 = (state[f"m_up{level}.0.weight"].shape[1] for level in (1, 2, 3))
-    module = Compact((w0, w1, w2, state["m_up3.0.weight"].shape[0]), blocks)
+    w0, w1, w2 = (state[name].shape[1] for name in ups)
+    module = Compact((w0, w1, w2, state[ups[2]].shape[0]), blocks)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -101,7 +101,7 @@ def load_file(path: Path) -> LoadedRestorer:
     module: nn.Module
     try:
         module = compact.compact_from_state({name: tensor.float() for name, tensor in state.items()}).eval()
-    except (ValueError, KeyError, IndexError, AttributeError):  # some other layout
+    except ValueError:  # some other layout
         from restorers import published
 
         try:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorers import zoo
-from restorers.compact import Compact
+from restorers.compact import Compact, compact_from_state
 from restorers.spec import RestorerSpec
 from restorers.zoo import LoadedRestorer, ZooError, is_non_commercial, load_restorer, save_restorer
 
@@ -164,3 +164,11 @@ def test_compact_files_need_no_spandrel(tmp_path):
         "sys.exit('spandrel' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=240, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["m_head.weight", "m_up1.0.weight", "m_up2.0.weight", "m_up3.0.weight"])
+def test_a_compact_state_without_a_tensor_is_a_value_error(name):
+    state = small_compact().state_dict()
+    del state[name]
+    with pytest.raises(ValueError, match=f"tensor {name} is missing"):
+        compact_from_state(state)
