@@ -10,7 +10,6 @@ import hashlib
 import os
 import stat
 import struct
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from adapt.errors import AdaptError, UsageError
 from adapt.photo_formats import Refusal, decode
+from restorers.files import atomic_file
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif")
 """Suffixes `find_photos` looks at, in any case; the content decides what a file is."""
@@ -169,18 +169,11 @@ def write_photo(path: Path, image: Tensor, quality: int = 95) -> None:
     if suffix not in WRITE_SUFFIXES:
         raise PhotoError(path, f"cannot write '{path.suffix}' files; use one of {', '.join(WRITE_SUFFIXES)}")
     picture = Image.fromarray(_to_bytes(path, image))
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as handle:
+        with atomic_file(path) as temporary, temporary.open("wb") as handle:
             _encode(picture, handle, suffix, quality)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
     except (OSError, ValueError) as error:
         raise PhotoError(path, f"cannot be written: {_os_reason(error)}; check the disk and the folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _candidates(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tuple[Path, str]]]:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from adapt.face_nets import ANGLE_UNIT, REFERENCE_SIDE, STRIDE, VIEW, FaceAligner, FaceProposals, placed_points
 from adapt.face_synthesis import FacePool, Gray, Placement, background, degrade, load_pool, paste
 from adapt.faces import FFHQ_TEMPLATE
+from restorers.files import atomic_file
 
 CANVAS = 128
 SAVE_EVERY = 200
@@ -227,10 +228,8 @@ def train(pool: FacePool, plan: Plan, out: Path) -> None:
     nets = (("proposals", proposals), ("aligner", aligner))
     tensors = {f"{name}.{key}": value.contiguous() for name, net in nets for key, value in net.state_dict().items()}
     halved = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
-    partial = out.with_suffix(".partial")
-    save_file(halved, partial)
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    partial.replace(out)
+    with atomic_file(out) as temporary:
+        save_file(halved, temporary)
 
 
 def main() -> None:

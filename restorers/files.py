@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,17 +13,21 @@ from pathlib import Path
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary file beside `path` and, when the block succeeds, puts it in place in one step.
 
-    When the block fails, `path` is left as it was and the temporary file is removed.
+    Missing folders are made. When the block fails, `path` is left as it was and the temporary file is removed.
+
+    Raises:
+        OSError: the folder or the file cannot be made, or the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}{path.suffix}"
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode  # what the umask gives; safetensors makes files that only their owner can read
     try:
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is in place already, or the error that is under way says more
+            temporary.unlink()

@@ -426,3 +426,11 @@ def test_decode_of_an_empty_stream_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with (tmp_path / "a").open("rb") as handle, pytest.raises(Refusal, match="all zeros"):
         decode(handle)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(PhotoError, match="cannot be written"):
+        write_photo(tmp_path / "taken" / "a.png", torch.zeros(3, 40, 40))
+    with pytest.raises(PhotoError, match="cannot be written"):
+        write_photo(tmp_path / "taken" / "deeper" / "a.png", torch.zeros(3, 40, 40))
