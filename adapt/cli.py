@@ -152,10 +152,11 @@ def pretrain_command(given: list[str]) -> int:
         "  adapt pretrain removal  --data pets/ --output weights/\n"
         "  adapt pretrain prior    --data pets/ --output weights/\n"
         "  adapt pretrain control  --data pets/ --output weights/\n"
+        "  adapt pretrain quality  --data pets/ --output weights/\n"
         "The same command continues a training that was stopped."
     )
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
-    parser.add_argument("network", choices=("latents", "prior", "control", "removal", "restorer"))
+    parser.add_argument("network", choices=("latents", "prior", "control", "removal", "restorer", "quality"))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="clean, aligned, square images")
     parser.add_argument(
         "--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)"

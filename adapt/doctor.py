@@ -14,7 +14,7 @@ from adapt.face_retina import WEIGHTS_NAME, find_weights
 from adapt.faces import load_finder
 from adapt.identity import WEIGHTS as IDENTITY_WEIGHTS
 from adapt.training import mixed_precision
-from pseudo_targets.embedded import WeightsError, load_mini, load_removal
+from pseudo_targets.embedded import WeightsError, load_mini, load_quality
 from restorers.zoo import ZooError, load_restorer
 
 NEEDED = (
@@ -39,7 +39,7 @@ def examine(say: Callable[[str], None]) -> int:
     for name, purpose in EXTRAS.items():
         say(f"  {name:14} {_version(name) or f'not installed, optional: {purpose}'}")
     say(_accelerator())
-    for what, load in (("prior mini", load_mini), ("degradation removal", load_removal), ("restorer", _compact)):
+    for what, load in (("prior mini", load_mini), ("removal and quality", load_quality), ("restorer", _compact)):
         try:
             load()
             say(f"weights {what}: embedded, checked")

@@ -13,7 +13,7 @@ from adapt.seeds import generator_of
 from pseudo_targets.bank import draw_bank, vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
-from pseudo_targets.embedded import load_removal
+from pseudo_targets.embedded import load_quality
 from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
@@ -72,7 +72,7 @@ class Worker:
         self.plan = plan
         self.device = torch.device(plan.device)
         self.prior: Prior = _moved(load_prior(plan.prior), self.device)
-        self.removal = load_removal().to(self.device)
+        self.quality = load_quality().to(self.device)
         self.restorer = plan.restorer.to(self.device).eval()
         self.embed = load_identity(self.device)
 
@@ -81,7 +81,7 @@ class Worker:
         """Cleans, refines several times, gates; in the order of the task's photos, on the CPU."""
         settings = self.plan.generation
         photos = task.photos.to(self.device)
-        stage1 = self.removal if settings.stage1 == "removal" else self.restorer
+        stage1 = self.quality.removal if settings.stage1 == "removal" else self.restorer
         reference = stage1(photos).clamp(0, 1)
         trajectory = Trajectory(task.start, settings.calls, settings.eta, settings.control_strength)
         consistency = consistencies(settings, self.prior, task.start)
@@ -93,7 +93,7 @@ class Worker:
                 image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
             draws.append(image)
         thresholds = Thresholds(**self.plan.gate.model_dump())
-        targets = gate(photos, reference, torch.stack(draws), self.removal, thresholds, self.embed)
+        targets = gate(photos, reference, torch.stack(draws), self.quality, thresholds, self.embed)
         return [_on_cpu(target) for target in targets]
 
     @torch.no_grad()

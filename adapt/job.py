@@ -23,7 +23,7 @@ from adapt.summary import write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
-from pseudo_targets.embedded import WeightsError, load_removal
+from pseudo_targets.embedded import WeightsError, load_quality
 from pseudo_targets.zoo import UnknownPriorError, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe
@@ -96,7 +96,7 @@ def _run(
             gathered,
             restorer,
             options.prior,
-            load_removal(),
+            load_quality(),
             clean,
             workspace,
             mapper,
@@ -208,7 +208,8 @@ def _tracker(options: JobOptions, workspace: Workspace, uri: str) -> Tracker:
 
     saved = workspace.root / "mlflow_run.txt"
     resume = saved.read_text(encoding="utf-8").strip() if saved.is_file() else None
-    tracker = MlflowTracker(uri, "adapt", workspace.root.name, resume_id=resume)
+    key = str(workspace.root.resolve())
+    tracker = MlflowTracker(uri, "adapt", workspace.root.name, resume_id=resume, key=key)
     write_text(saved, f"{tracker.run_id}\n")
     return tracker
 

@@ -17,19 +17,23 @@ from torch import Tensor, nn
 from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError
 from adapt.evaluate import psnr
+from adapt.photos import write_photo
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
+from adapt.seeds import generator_of
 from adapt.training import TrainingPlan, choose_device, make_accelerator, train
 from adapt.workspace import sha256_of, write_json, write_tensors, write_text
 from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
+from pseudo_targets.quality import RANGE, fit_quality, graded_images
 from restorers.compact import load_compact
+from restorers.degradations import GenericDegradation
 
 Say = Callable[[str], None]
 DEFAULTS = {
     "restorer": TrainingPlan(steps=5000, learning_rate=1e-3, warmup=200),
-    "removal": TrainingPlan(steps=3000, learning_rate=5e-4, warmup=200),
-    "prior": TrainingPlan(steps=5000, learning_rate=5e-4, warmup=300),
-    "control": TrainingPlan(steps=2500, learning_rate=5e-4, warmup=100),
+    "removal": TrainingPlan(steps=2300, learning_rate=5e-4, warmup=200),
+    "prior": TrainingPlan(steps=3600, learning_rate=5e-4, warmup=300),
+    "control": TrainingPlan(steps=1500, learning_rate=5e-4, warmup=100),
 }
 """What the embedded weights were trained with."""
 
@@ -69,7 +73,10 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
         return
     device = choose_device(options.device)
     try:
-        job = _job(options, bank, validation)
+        if options.network == "quality":
+            _fit_quality(bank, validation, options.output, say)
+            return
+        job = _job(options, bank, validation, device)
     except (WeightsError, FileNotFoundError) as error:
         raise AdaptError(f"adapt pretrain {options.network} builds on a network that is missing: {error}") from error
     run_pretraining(job, options.output, device, describe(bank, options.note), say)
@@ -82,7 +89,7 @@ def describe(bank: ImageBank, note: str) -> str:
 
 
 def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: str, say: Say) -> nn.Module:
-    """Trains, writes `<name>.safetensors` (half precision), `<name>.json` (plan, curve, scores) and `<name>.md`.
+    """Trains, writes `<name>.safetensors` (half precision), `.json` (plan, curve, scores), `.png` (sheet) and `.md`.
 
     A killed run continues with the same command.
     """
@@ -102,12 +109,14 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: 
     half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith("codec.")}
     write_tensors(output / f"{job.name}.safetensors", half, job.metadata)
     module.load_state_dict({name: tensor.float() for name, tensor in half.items()}, strict=False)
+    validation = job.validate(module)
+    write_photo(output / f"{job.name}.png", validation.sheet)
     record = {
         "plan": asdict(job.plan),
         "precision": accelerator.mixed_precision,
         "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
         "data": data,
-        "scores": job.validate(module),
+        "scores": validation.scores,
         "losses": list(done.losses),
     }
     write_json(output / f"{job.name}.json", record)
@@ -119,7 +128,7 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: 
 
 PURPOSES = {
     "compact": "The restorer that ships: degraded face in, restored face out.",
-    "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's cleanness score.",
+    "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's quality score.",
     "prior": "Unconditional denoiser of face latents: draws clean faces and refines restored ones.",
     "control": "IRControlNet: steers the frozen prior by the latent of a cleaned photo.",
 }
@@ -152,7 +161,7 @@ def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor) -> Pretraining:
+def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor, device: torch.device) -> Pretraining:
     default = DEFAULTS[options.network]
     plan = TrainingPlan(
         steps=options.steps or default.steps,
@@ -161,14 +170,14 @@ def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor) -> Pretr
         seed=options.seed,
     )
     if options.network == "restorer":
-        return restorer_job(bank, validation, plan, options.batch)
+        return restorer_job(bank, validation, plan, options.batch, device)
     codec = load_codec(options.output)
     if options.network == "removal":
-        return removal_job(bank, validation, codec, plan, options.batch)
+        return removal_job(bank, validation, codec, plan, options.batch, device)
     if options.network == "prior":
-        return prior_job(bank, validation, codec, plan, options.batch)
+        return prior_job(bank, validation, codec, plan, options.batch, device)
     cleaners = (load_removal(options.output), load_compact(options.output / "compact.safetensors"))
-    return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch)
+    return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch, device)
 
 
 def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
@@ -179,6 +188,22 @@ def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) ->
     write_json(output / "latents.json", {"patch": codec.patch, "channels": codec.channels, "scores": {"psnr": score}})
     _list_digests(output)
     say(f"latents: {codec.patch} px patches, {codec.channels} channels, reconstruction {score:.2f} dB")
+
+
+def _fit_quality(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
+    removal, restorer = load_removal(output), load_compact(output / "compact.safetensors")
+    degrade = GenericDegradation()
+    clean = bank.images[:: max(1, len(bank) // 700)].float()
+    images, decibels = graded_images(clean, degrade, restorer, generator_of("quality"))
+    quality = fit_quality(removal, images, decibels)
+    names = ("mean", "scale", "weight", "bias")
+    write_tensors(output / "quality.safetensors", {name: getattr(quality, name) for name in names})
+    seen, known = graded_images(validation, degrade, restorer, generator_of("quality validation"))
+    predicted = torch.cat([quality(part) for part in seen.split(16)])
+    score = float(torch.corrcoef(torch.stack([predicted, known.clamp(*RANGE)]))[0, 1])
+    write_json(output / "quality.json", {"images": len(images), "scores": {"correlation": score}})
+    _list_digests(output)
+    say(f"quality: correlation with the true PSNR of held-out images {score:.3f}")
 
 
 def _list_digests(output: Path) -> None:

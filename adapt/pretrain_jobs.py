@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import ImageBank
@@ -28,17 +28,31 @@ from pseudo_targets.pretrain import (
 )
 from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
 from pseudo_targets.removal import DegradationRemoval
-from pseudo_targets.sampling import Trajectory, refine
+from pseudo_targets.sampling import Trajectory, draw, refine
 from restorers.compact import Compact
 from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
 
-Validate = Callable[[nn.Module], dict[str, float]]
+SHOWN = 8  # validation images on a sheet
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores on held-out images, and a sheet to look at: `[1, 3, H, W]` in `[0, 1]`."""
+
+    scores: dict[str, float]
+    sheet: Tensor
+
+
+Validate = Callable[[nn.Module], Validation]
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape."""
+    """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape.
+
+    `losses` computes on the device the job was made for, `validate` on the CPU.
+    """
 
     name: str
     module: nn.Module
@@ -53,49 +67,57 @@ def fixed_pairs(clean: Tensor, degrade: Callable[[Tensor, Generator], Tensor]) -
     return torch.cat([degrade(image[None], generator_of("validation", index)) for index, image in enumerate(clean)])
 
 
-def restorer_job(bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int) -> Pretraining:
+def restorer_job(
+    bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
+) -> Pretraining:
     """The compact restorer on generic degradations."""
     degrade = GenericDegradation()
     torch.manual_seed(plan.seed)
 
     def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        clean = bank.draw(batch, generator).contiguous(memory_format=torch.channels_last)
+        clean = bank.draw(batch, generator).to(device, memory_format=torch.channels_last)
         return restoration_losses(module, clean, degrade, generator)
 
     return Pretraining("compact", Compact(), losses, lambda m: _restoration_scores(m, validation), plan)
 
 
 def removal_job(
-    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int
+    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """Degradation removal in latent space, on the same degradations."""
-    degrade = GenericDegradation()
+    degrade, codec = GenericDegradation(), codec.to(device)
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     module = DegradationRemoval(codec, size)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         removal = cast(DegradationRemoval, net)  # a copy of `module`
-        return removal_losses(removal, bank.draw(batch, generator), degrade, codec, generator)
+        return removal_losses(removal, bank.draw(batch, generator).to(device), degrade, codec, generator)
 
     metadata = {"size": str(size), "widths": "48,96,192"}
     return Pretraining("removal", module, losses, lambda m: _restoration_scores(m, validation), plan, metadata)
 
 
-def prior_job(bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int) -> Pretraining:
+def prior_job(
+    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
+) -> Pretraining:
     """The unconditional latent denoiser."""
     schedule, variance = mini_schedule(), latent_variance(bank, codec)
+    codec, context = codec.to(device), mini_context().to(device)
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     unet = build_mini_unet(codec.channels, size)
 
     def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        latent = codec.encode(bank.draw(batch, generator))
-        return prior_losses(module, latent, schedule, mini_context(), variance, generator)
+        latent = codec.encode(bank.draw(batch, generator).to(device))
+        return prior_losses(module, latent, schedule, context, variance.to(device), generator)
 
-    def validate(module: nn.Module) -> dict[str, float]:
-        latent, timesteps = codec.encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
-        return error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
+    def validate(module: nn.Module) -> Validation:
+        latent, timesteps = codec.cpu().encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
+        scores = error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
+        prior = _mini(codec, cast(UNet2DConditionModel, module), None, validation)
+        generators = [generator_of("draw", index) for index in range(SHOWN)]
+        return Validation(scores, sheet_of(draw(prior, SHOWN, Trajectory(len(schedule) - 1, 20), generators)))
 
     metadata = {"size": str(size), "widths": "64,128,192"}
     return Pretraining("prior", unet, losses, validate, plan, metadata)
@@ -106,30 +128,35 @@ def control_job(
     validation: Tensor,
     codec: PatchLatents,
     unet: UNet2DConditionModel,
-    cleaners: tuple[Callable[[Tensor], Tensor], ...],
+    cleaners: tuple[nn.Module, ...],
     plan: TrainingPlan,
     batch: int,
+    device: torch.device,
 ) -> Pretraining:
     """The IRControlNet on top of the frozen denoiser, conditioned on what the cleaners make of degraded images."""
     schedule, variance, degrade = mini_schedule(), latent_variance(bank, codec), GenericDegradation()
-    unet = unet.requires_grad_(False)
+    codec, context, unet = codec.to(device), mini_context().to(device), unet.to(device).requires_grad_(False)
+    for cleaner in cleaners:
+        cleaner.to(device)
 
     def losses(control: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        clean = bank.draw(batch, generator)
+        clean = bank.draw(batch, generator).to(device)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
-        return control_losses(control, unet, latent, condition, schedule, mini_context(), variance, generator)
+        return control_losses(control, unet, latent, condition, schedule, context, variance.to(device), generator)
 
-    def validate(control: nn.Module) -> dict[str, float]:
-        prior = LatentPrior(codec, unet, control, schedule, validation.shape[-1], mini_context(), "mini", "", "")
+    def validate(control: nn.Module) -> Validation:
+        prior = _mini(codec.cpu(), unet.cpu(), cast(ControlNetModel, control), validation)
+        cleaners[0].cpu()
         lq = fixed_pairs(validation, degrade)
         reference = torch.cat([cleaners[0](part).clamp(0, 1) for part in lq.split(16)])
         trajectory, keep = Trajectory(300, 10), [LowPassReplacement(BlockMean(2), 300, 100)]
         generators = [generator_of("refine", index) for index in range(len(lq))]
         chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
         refined = torch.cat([refine(prior, part, trajectory, keep, seeds) for part, seeds in chunks])
-        scores = {"psnr_lq": lq, "psnr_reference": reference, "psnr_refined": refined}
-        return {name: float(psnr(image, validation).mean()) for name, image in scores.items()}
+        images = {"psnr_lq": lq, "psnr_reference": reference, "psnr_refined": refined}
+        scores = {name: float(psnr(image, validation).mean()) for name, image in images.items()}
+        return Validation(scores, sheet_of(lq, reference, refined, validation))
 
     return Pretraining("control", build_ir_controlnet(unet), losses, validate, plan)
 
@@ -139,12 +166,24 @@ def latent_variance(bank: ImageBank, codec: PatchLatents) -> Tensor:
     return codec.encode(bank.images[:: max(1, len(bank) // 512)].float()).var((0, 2, 3))
 
 
+def sheet_of(*rows: Tensor) -> Tensor:
+    """The first images of each batch side by side, a batch a row."""
+    return torch.cat([torch.cat(list(row[:SHOWN]), dim=2) for row in rows], dim=1)[None].clamp(0, 1)
+
+
+def _mini(
+    codec: PatchLatents, unet: UNet2DConditionModel, control: ControlNetModel | None, validation: Tensor
+) -> LatentPrior:
+    return LatentPrior(codec, unet, control, mini_schedule(), validation.shape[-1], mini_context(), "mini", "", "")
+
+
 @torch.no_grad()
-def _restoration_scores(module: Callable[[Tensor], Tensor], clean: Tensor) -> dict[str, float]:
+def _restoration_scores(module: nn.Module, clean: Tensor) -> Validation:
     lq = fixed_pairs(clean, GenericDegradation())
     restored = torch.cat([module(part) for part in lq.split(16)])
-    return {
+    scores = {
         "psnr_lq": float(psnr(lq, clean).mean()),
         "psnr": float(psnr(restored, clean).mean()),
         "ssim": float(ssim(restored, clean).mean()),
     }
+    return Validation(scores, sheet_of(lq, restored, clean))

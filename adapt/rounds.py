@@ -29,7 +29,7 @@ from adapt.training import make_accelerator
 from adapt.workspace import Workspace, read_tensors, write_json, write_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera
-from pseudo_targets.removal import DegradationRemoval
+from pseudo_targets.quality import QualityPredictor
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation, luma
 from restorers.zoo import LoadedRestorer, load_file, save_restorer
@@ -45,7 +45,7 @@ class Job:
     gathered: Gathered
     restorer: LoadedRestorer
     prior: str
-    removal: DegradationRemoval
+    quality: QualityPredictor
     clean: ImageBank | None
     workspace: Workspace
     mapper: Mapper
@@ -112,7 +112,7 @@ def generate(job: Job, number: int, photos: Tensor) -> TargetSet:
     """Stage 1, stage 2 and gate for all faces that may teach."""
     faces = job.gathered.teaching()
     settings = job.recipe.generation
-    removal = job.removal.cpu()
+    removal = job.quality.removal.cpu()
     starts = [start_of(photo, removal, settings) for photo in photos]
     provenance = {
         "round": str(number),
@@ -133,9 +133,10 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     lq = photos[[position[targets.faces[index].id] for index in kept]]
     chosen = [targets.targets[index] for index in kept]
     means = torch.stack([target.mean for target in chosen])
-    draws = torch.stack([target.draw for target in chosen])
-    confidence = torch.stack([target.confidence for target in chosen])
-    bank = clean_bank(job, means)
+    bank = clean_bank(job, means).to(job.device)
+    lq, means = lq.to(job.device), means.to(job.device)
+    draws = torch.stack([target.draw for target in chosen]).to(job.device)
+    confidence = torch.stack([target.confidence for target in chosen]).to(job.device)
     if is_gray(lq):
         bank = luma(bank).expand(-1, 3, -1, -1).contiguous()
     camera = None
@@ -143,12 +144,12 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
         with job.narrator.stage("camera", settings.steps) as advance:
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
             path = folder / "camera.safetensors"
-            if path.is_file():
-                camera = read_camera(path)
-            else:
-                camera = fit_camera(means, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
-            write_tensors(path, camera.state_dict(), {"size": str(camera.size)})
-    return Lessons(ImageBank(bank), camera, GenericDegradation(), lq, means, draws, confidence)
+            if not path.is_file():
+                fitted = fit_camera(means, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
+                write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
+            camera = read_camera(path).to(job.device)
+            advance(settings.steps)
+    return Lessons(ImageBank(bank.cpu()), camera, GenericDegradation(), lq, means, draws, confidence)
 
 
 def clean_bank(job: Job, sources: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     """Finetunes a copy of the current restorer."""
     settings = job.recipe.finetune
     accelerator = make_accelerator(job.device, settings.precision)
-    removal = job.removal.to(accelerator.device)
+    removal = job.quality.removal.to(accelerator.device)
     with job.narrator.stage("finetune", settings.steps) as advance:
         trained = finetune(
             job.restorer.module.to(accelerator.device),
@@ -186,9 +187,9 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
 def judge_round(job: Job, module: nn.Module, number: int) -> Judgement:
     """Compares the new restorer with the one before it on the held-out photos."""
     held = load_crops(job.workspace.root, job.gathered.judging())
-    removal = job.removal.cpu()
+    quality = job.quality.cpu()
     before, after = (
-        scores_of(restore_all(restore, held), held, removal) for restore in (job.restorer.module.cpu().eval(), module)
+        scores_of(restore_all(restore, held), held, quality) for restore in (job.restorer.module.cpu().eval(), module)
     )
     return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -94,6 +95,9 @@ def mixed_precision(device: torch.device) -> str:
 def make_accelerator(device: torch.device, precision: str = "auto") -> Accelerator:
     """The accelerator of this process; `precision` is `auto`, `no`, `bf16` or `fp16`."""
     chosen = mixed_precision(device) if precision == "auto" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != chosen:
+        # Accelerate keeps one state a process and refuses to change it; two trainings may differ in precision.
+        AcceleratorState._reset_state()
     return Accelerator(cpu=device.type == "cpu", mixed_precision=chosen)
 
 

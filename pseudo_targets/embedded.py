@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pseudo_targets.ir_controlnet import build_ir_controlnet
 from pseudo_targets.latents import PatchLatents
 from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
+from pseudo_targets.quality import QualityPredictor
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
 
@@ -47,6 +48,12 @@ def load_removal(folder: Path = WEIGHTS) -> DegradationRemoval:
     codec = load_codec(folder)
     removal = DegradationRemoval(codec, int(metadata["size"]), _widths(metadata))
     return _filled(removal, {**tensors, "codec.basis": codec.basis, "codec.mean": codec.mean})
+
+
+def load_quality(folder: Path = WEIGHTS) -> QualityPredictor:
+    """The quality read-out on top of degradation removal, in eval mode and frozen."""
+    tensors, _ = read_weights(folder, "quality")
+    return QualityPredictor(load_removal(folder), **tensors).eval().requires_grad_(False)
 
 
 def load_unet(folder: Path = WEIGHTS) -> UNet2DConditionModel:

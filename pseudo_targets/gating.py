@@ -22,13 +22,13 @@ class Thresholds:
     Attributes:
         low_band: largest root mean square difference between the low bands of target and photo.
         spread: largest mean standard deviation between the candidates.
-        residual: largest change that degradation removal would still make to the target (root mean square).
+        quality: smallest quality, in dB of predicted PSNR (`pseudo_targets.quality`).
         identity: smallest cosine similarity between the identities of target and cleaned photo.
     """
 
     low_band: float
     spread: float
-    residual: float
+    quality: float
     identity: float
 
 
@@ -60,12 +60,6 @@ def low_band_difference(image: Tensor, photo: Tensor, factor: int = 8) -> Tensor
     return (difference - difference.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
 
 
-def remaining_degradation(image: Tensor, removal: Callable[[Tensor], Tensor]) -> Tensor:
-    """How much degradation removal would still change an image, root mean square, `[B]`; small is clean."""
-    with torch.no_grad():
-        return (removal(image) - image).square().mean((1, 2, 3)).sqrt()
-
-
 def confidence_map(candidates: Tensor, scale: float = 0.04) -> Tensor:
     """`[K, B, 3, H, W]` candidates -> `[B, 1, H, W]`: 1 / (1 + variance / scale^2), smoothed over 5 x 5 pixels."""
     if len(candidates) == 1:
@@ -79,7 +73,7 @@ def gate(
     photo: Tensor,
     reference: Tensor,
     candidates: Tensor,
-    removal: Callable[[Tensor], Tensor],
+    quality: Callable[[Tensor], Tensor],
     thresholds: Thresholds,
     embed: Embed | None = None,
 ) -> list[PseudoTarget]:
@@ -89,13 +83,13 @@ def gate(
         photo: `[B, 3, S, S]`, the degraded photos.
         reference: `[B, 3, S, S]`, stage 1's output.
         candidates: `[K, B, 3, S, S]`.
-        removal: image -> cleaned image, for the quality score.
+        quality: image -> predicted PSNR in dB, `[B]`.
         embed: identity embedding, or None when no identity network is there.
     """
     mean, confidence = candidates.mean(0), confidence_map(candidates)
     columns = {
         "low_band": low_band_difference(mean, photo),
-        "residual": remaining_degradation(candidates[0], removal),
+        "quality": quality(mean),
         "spread": candidates.std(0, correction=0).mean((1, 2, 3)),
     }
     if embed is not None:
@@ -115,8 +109,8 @@ def _reason(scores: dict[str, float], thresholds: Thresholds) -> str:
         return f"disagrees with the photo: low band differs by {scores['low_band']:.3f} > {thresholds.low_band:.3f}"
     if scores["spread"] > thresholds.spread:
         return f"draws disagree: spread {scores['spread']:.3f} > {thresholds.spread:.3f}"
-    if scores["residual"] > thresholds.residual:
-        return f"still degraded: removal would change {scores['residual']:.3f} > {thresholds.residual:.3f}"
+    if scores["quality"] < thresholds.quality:
+        return f"still degraded: quality {scores['quality']:.1f} dB < {thresholds.quality:.1f} dB"
     if "identity" in scores and scores["identity"] < thresholds.identity:
         return f"identity drifted: similarity {scores['identity']:.2f} < {thresholds.identity:.2f}"
     return ""

@@ -68,8 +68,8 @@ class Gate(_Section):
     """Largest difference of the low bands of target and photo, tone removed."""
     spread: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean standard deviation between the draws."""
-    residual: Annotated[float, Field(gt=0)] = 0.05
-    """Largest change that degradation removal would still make."""
+    quality: float = 24.0
+    """Smallest quality of the target, in dB of predicted PSNR."""
     identity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     """Smallest identity similarity to the cleaned photo, where an identity network is there."""
 

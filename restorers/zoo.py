@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ def load_embedded_compact() -> LoadedRestorer:
     if not EMBEDDED_COMPACT.is_file():
         raise ZooError(f"the embedded weights {EMBEDDED_COMPACT} are missing: reinstall the package")
     loaded = load_file(EMBEDDED_COMPACT)
+    expected = json.loads(EMBEDDED_COMPACT.with_name("sha256.json").read_text(encoding="utf-8"))["compact"]
+    if loaded.spec.sha256 != expected:
+        raise ZooError(
+            f"{EMBEDDED_COMPACT}: sha256 {loaded.spec.sha256[:12]}, expected {expected[:12]}; reinstall the package"
+        )
     return LoadedRestorer(
         loaded.module,
         RestorerSpec(

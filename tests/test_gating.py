@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from pseudo_targets.gating import Thresholds, confidence_map, gate, low_band_difference, remaining_degradation
+from pseudo_targets.gating import Thresholds, confidence_map, gate, low_band_difference
 from tests.tiny import blobs
 
-LIMITS = Thresholds(low_band=0.05, spread=0.05, residual=0.05, identity=0.5)
+LIMITS = Thresholds(low_band=0.05, spread=0.05, quality=20.0, identity=0.5)
 
 
-def same(image: torch.Tensor) -> torch.Tensor:
-    return image
+def fine(image: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(image),), 30.0)
 
 
 def noisy(image: torch.Tensor, seed: int, sigma: float) -> torch.Tensor:
@@ -20,9 +20,9 @@ def noisy(image: torch.Tensor, seed: int, sigma: float) -> torch.Tensor:
 def test_a_good_target_is_accepted_with_its_scores() -> None:
     photo = blobs(2)
     candidates = torch.stack([noisy(photo, k, 0.005) for k in range(3)])
-    for target in gate(photo, photo, candidates, same, LIMITS):
+    for target in gate(photo, photo, candidates, fine, LIMITS):
         assert target.accepted and target.reason == ""
-        assert set(target.scores) == {"low_band", "residual", "spread"}
+        assert set(target.scores) == {"low_band", "quality", "spread"}
         assert target.mean.shape == (3, 32, 32) and target.confidence.shape == (1, 32, 32)
 
 
@@ -35,21 +35,21 @@ def test_a_good_target_is_accepted_with_its_scores() -> None:
 )
 def test_bad_targets_are_rejected_with_the_reason(spoil, expected: str) -> None:
     photo = blobs(2)
-    for target in gate(photo, photo, spoil(photo), same, LIMITS):
+    for target in gate(photo, photo, spoil(photo), fine, LIMITS):
         assert not target.accepted
         assert expected in target.reason
 
 
-def test_a_target_that_removal_would_still_change_is_rejected() -> None:
+def test_a_target_of_low_quality_is_rejected() -> None:
     photo = blobs(1)
-    targets = gate(photo, photo, torch.stack([photo] * 2), lambda image: image * 0.8, LIMITS)
-    assert "still degraded" in targets[0].reason
+    targets = gate(photo, photo, torch.stack([photo] * 2), lambda image: fine(image) - 15, LIMITS)
+    assert "still degraded" in targets[0].reason and "15.0 dB" in targets[0].reason
 
 
 def test_identity_is_judged_when_an_embedding_is_there() -> None:
     photo = blobs(1)
     embeddings = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
-    targets = gate(photo, photo, torch.stack([photo] * 2), same, LIMITS, lambda _: next(embeddings))
+    targets = gate(photo, photo, torch.stack([photo] * 2), fine, LIMITS, lambda _: next(embeddings))
     assert "identity drifted" in targets[0].reason
     assert targets[0].scores["identity"] == pytest.approx(0.0)
 
@@ -70,8 +70,3 @@ def test_low_band_difference_ignores_tone_and_detail() -> None:
     checker = 0.1 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).float()
     assert float(low_band_difference(photo + 0.2 + checker, photo)) < 1e-5
     assert float(low_band_difference(photo.flip(-1), photo)) > 0.05
-
-
-def test_remaining_degradation_is_the_change_that_removal_makes() -> None:
-    image = torch.full((2, 3, 8, 8), 0.5)
-    assert torch.allclose(remaining_degradation(image, lambda x: x + 0.1), torch.full((2,), 0.1))

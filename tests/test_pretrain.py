@@ -8,7 +8,7 @@ import torch
 
 from adapt.cli import main
 from adapt.photos import write_photo
-from pseudo_targets.embedded import WeightsError, load_mini, load_removal
+from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal
 from restorers.compact import load_compact
 from tests.tiny import blobs
 
@@ -18,7 +18,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrain")
     for index, image in enumerate(blobs(40, 64)):
         write_photo(folder / "data" / f"{index}.png", image[None])
-    for network in ("latents", "restorer", "removal", "prior", "control"):
+    for network in ("latents", "restorer", "removal", "prior", "control", "quality"):
         arguments = ["--data", str(folder / "data"), "--output", str(folder / "weights")]
         assert main(["pretrain", network, *arguments, "--size", "64", "--steps", "2", "--batch", "2"]) == 0
     return folder / "weights"
@@ -28,6 +28,7 @@ def test_every_network_loads_and_runs(trained: Path) -> None:
     image = blobs(1, 64)
     assert load_compact(trained / "compact.safetensors")(image).shape == image.shape
     assert load_removal(trained)(image).shape == image.shape
+    assert load_quality(trained)(image).shape == (1,)
     prior = load_mini(trained)
     assert prior.resolution == 64
     assert prior.decode(prior.encode(image)).shape == image.shape
@@ -39,6 +40,7 @@ def test_each_leaves_its_plan_curve_scores_and_card(trained: Path, name: str) ->
     assert record["plan"]["steps"] == 2
     assert record["losses"][-1]["step"] == 2
     assert all(torch.isfinite(torch.tensor(value)) for value in record["scores"].values())
+    assert (trained / f"{name}.png").stat().st_size > 1000
     card = (trained / f"{name}.md").read_text()
     assert "38 images" in card and "2 steps" in card
 

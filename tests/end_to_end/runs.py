@@ -21,7 +21,7 @@ SHORT = (
     # Blobs are no faces: the gate and the judge would rightly refuse them, and then nothing would be exercised.
     "gate.low_band=9",
     "gate.spread=9",
-    "gate.residual=9",
+    "gate.quality=-99",
 )
 
 
