@@ -25,9 +25,9 @@ class Narrator:
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
-        """A bar for one stage; yields a function that is told how much is done."""
-        started = time.monotonic()
+    def stage(self, name: str, total: int | None) -> Iterator[Advance]:
+        """A bar for one stage; yields a function that is told how much is done. `total` is None when not yet known."""
+        started, counted = time.monotonic(), [0]
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -38,7 +38,12 @@ class Narrator:
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(name, total=total)
-            yield lambda done: progress.update(task, completed=done)
+
+            def advance(done: int) -> None:
+                counted[0] = done
+                progress.update(task, completed=done)
+
+            yield advance
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
-        self.say(f"  {name}: {total} in {spent:.1f} s")
+        self.say(f"  {name}: {counted[0]} in {spent:.1f} s")

@@ -18,7 +18,8 @@ from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
 from adapt.photos import printable
-from adapt.rounds import Adapted, Job, adapt
+from adapt.rounds import Adapted, adapt
+from adapt.stages import Job
 from adapt.summary import write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
@@ -119,7 +120,7 @@ def _run(
 
 def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator: Narrator) -> Gathered:
     finder = None if options.aligned else load_finder()
-    with narrator.stage("photos", 0) as advance:
+    with narrator.stage("photos", None) as advance:
         gathered = gather(options.inputs, workspace.root, recipe.faces, finder, lambda done, _: advance(done))
     narrator.say(
         f"found {gathered.photos} photos, {len(gathered.faces)} faces: {len(gathered.teaching())} teach, "

@@ -14,10 +14,12 @@ from adapt.gather import FaceRecord, load_crops
 from adapt.judge import restore_all
 from adapt.model_card import write_model_card
 from adapt.photos import write_photo
+from adapt.records import read_camera
 from adapt.report import write_report
 from adapt.results import Example, RunSummary
-from adapt.rounds import Adapted, Job, read_camera
+from adapt.rounds import Adapted
 from adapt.seeds import generator_of
+from adapt.stages import Job
 from adapt.targets import read_provenance, read_target
 from adapt.workspace import write_jsonl
 from pseudo_targets.zoo import load_prior

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapt.dataset import ImageBank
-from adapt.finetune import Lessons, draw_batch, finetune
+from adapt.dataset import ImageBank, Lessons, draw_batch
+from adapt.finetune import finetune
 from adapt.losses import Adversary, perceptual_loss, pixel_loss
 from adapt.training import make_accelerator
 from recipes.schema import Finetune
