@@ -21,14 +21,14 @@ def restore_all(restore: Restore, photos: Tensor, batch: int = 16) -> Tensor:
     return torch.cat([restore(part).clamp(0, 1) for part in photos.split(batch)])
 
 
-def scores_of(restored: Tensor, photos: Tensor, quality: Restore) -> dict[str, Tensor]:
+def scores_of(restored: Tensor, photos: Tensor, cleanness: Restore) -> dict[str, Tensor]:
     """Scores of each restored photo without ground truth, `[N]`; greater is better.
 
-    `quality`: predicted PSNR in dB (`pseudo_targets.quality`).
+    `cleanness`: +1 like clean faces, -1 like photos of this camera (`pseudo_targets.quality.fit_cleanness`).
     `agreement`: minus the difference between the low bands of restored photo and photo.
     """
-    predicted = torch.cat([quality(part) for part in restored.split(16)])
-    return {"quality": predicted, "agreement": -low_band_difference(restored, photos)}
+    clean = torch.cat([cleanness(part) for part in restored.split(16)])
+    return {"cleanness": clean, "agreement": -low_band_difference(restored, photos)}
 
 
 def paired_difference(after: Tensor, before: Tensor, seed: int, draws: int = 2000) -> PairedDifference:
@@ -43,10 +43,10 @@ def paired_difference(after: Tensor, before: Tensor, seed: int, draws: int = 200
 def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, seed: int) -> Judgement:
     """Accepts a round whose photos became better, interval included, and still agree with what was photographed."""
     differences = {name: paired_difference(after[name], before[name], seed) for name in before}
-    harm = float((after["quality"] < before["quality"]).float().mean())
-    gain, agree = differences["quality"], differences["agreement"]
+    harm = float((after["cleanness"] < before["cleanness"]).float().mean())
+    gain, agree = differences["cleanness"], differences["agreement"]
     if gain.low <= 0:
-        reason = f"not better on held-out photos: quality {gain.mean:+.2f} dB [{gain.low:+.2f}, {gain.high:+.2f}]"
+        reason = f"not better on held-out photos: cleanness {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         return Judgement(differences, harm, False, reason)
     if agree.mean < -limits.low_band_loss:
         reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {-limits.low_band_loss:+.4f}"
@@ -54,5 +54,5 @@ def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, se
     if harm > limits.harm:
         reason = f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}"
         return Judgement(differences, harm, False, reason)
-    reason = f"better on held-out photos: quality {gain.mean:+.2f} dB [{gain.low:+.2f}, {gain.high:+.2f}]"
+    reason = f"better on held-out photos: cleanness {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     return Judgement(differences, harm, True, reason)

@@ -62,7 +62,7 @@ def run_round(job: Job, number: int) -> RoundReport:
         lessons = learn_camera(job, number, targets, photos)
         module, losses = teach(job, number, lessons)
         save_restorer(replace(job.restorer, module=module), folder / "restorer.safetensors")
-        verdict = judge_round(job, module, number)
+        verdict = judge_round(job, module, number, lessons)
     refused = [target.reason.split(":")[0] for target in targets.targets if not target.accepted]
     rejections = dict(Counter(refused + [failure for _, failure in targets.failures]))
     report = RoundReport(number, len(targets.targets), len(kept), rejections, losses, verdict, dict(narrator.seconds))

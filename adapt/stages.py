@@ -24,7 +24,7 @@ from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
-from pseudo_targets.quality import QualityPredictor
+from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation, luma
 from restorers.zoo import LoadedRestorer
@@ -123,12 +123,13 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     return trained.module.cpu(), trained.losses
 
 
-def judge_round(job: Job, module: nn.Module, number: int) -> Judgement:
+def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
     """Compares the new restorer with the one before it on the held-out photos."""
     held = load_crops(job.workspace.root, job.gathered.judging())
-    quality = job.quality.cpu()
+    cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float(), lessons.photos.cpu())
     before, after = (
-        scores_of(restore_all(restore, held), held, quality) for restore in (job.restorer.module.cpu().eval(), module)
+        scores_of(restore_all(restore, held), held, cleanness)
+        for restore in (job.restorer.module.cpu().eval(), module)
     )
     return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 

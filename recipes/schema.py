@@ -33,7 +33,7 @@ class Generation(_Section):
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal."""
     start: Literal["severity", "fixed"] = "severity"
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
-    start_timesteps: tuple[int, ...] = (200, 300, 400)
+    start_timesteps: tuple[int, ...] = (100, 200, 300)
     """Start timesteps from mild to severe; higher invents more."""
     severity_limits: tuple[float, ...] = (0.03, 0.06)
     """What degradation removal changes (root mean square) where the next start timestep begins."""
@@ -87,8 +87,8 @@ class Camera(_Section):
     """Clean faces drawn by the prior (or taken from --clean)."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
-    bank_start: Annotated[int, Field(ge=0)] = 700
-    """Faces are drawn as variations of the pseudo targets, noised to this timestep; the last one draws from nothing."""
+    bank_start: Annotated[int, Field(ge=0)] = 999
+    """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep."""
 
 
 class Finetune(_Section):

@@ -9,15 +9,15 @@ from tests.tiny import blobs
 
 
 def verdict(gain: torch.Tensor, agreement: float = 0.0, harm: float = 0.4):
-    before = {"quality": torch.zeros(20), "agreement": torch.zeros(20)}
-    after = {"quality": gain, "agreement": torch.full((20,), agreement)}
+    before = {"cleanness": torch.zeros(20), "agreement": torch.zeros(20)}
+    after = {"cleanness": gain, "agreement": torch.full((20,), agreement)}
     return judge(before, after, Judge(low_band_loss=0.01, harm=harm), seed=0)
 
 
 def test_a_clear_gain_is_accepted() -> None:
     result = verdict(torch.linspace(0.01, 0.03, 20))
     assert result.accepted and result.harm_rate == 0
-    assert 0.01 < result.differences["quality"].low < 0.02 < result.differences["quality"].high < 0.03
+    assert 0.01 < result.differences["cleanness"].low < 0.02 < result.differences["cleanness"].high < 0.03
 
 
 def test_noise_is_no_gain() -> None:
@@ -44,9 +44,9 @@ def test_the_interval_covers_the_mean_and_repeats() -> None:
     assert first.low < first.mean < first.high and first.count == 30
 
 
-def test_scores_fall_with_quality_and_with_drift() -> None:
+def test_scores_fall_with_cleanness_and_with_drift() -> None:
     photos = blobs(4)
     good = scores_of(photos, photos, lambda image: torch.full((len(image),), 30.0))
     bad = scores_of(photos.flip(-1), photos, lambda image: torch.full((len(image),), 20.0))
-    assert (good["quality"] > bad["quality"]).all()
+    assert (good["cleanness"] > bad["cleanness"]).all()
     assert (good["agreement"] > bad["agreement"]).all()

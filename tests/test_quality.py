@@ -3,7 +3,7 @@
 import torch
 
 from pseudo_targets.latents import fit_patch_latents
-from pseudo_targets.quality import QualityPredictor, fit_quality, graded_images
+from pseudo_targets.quality import QualityPredictor, fit_cleanness, fit_quality, graded_images
 from pseudo_targets.removal import DegradationRemoval
 from tests.tiny import blobs
 
@@ -42,3 +42,14 @@ def test_graded_images_know_their_distance() -> None:
     images, decibels = graded_images(clean, lambda x, _: x * 0, lambda x: x, torch.Generator().manual_seed(0))
     error = (images[:2] - clean).square().mean((1, 2, 3))
     torch.testing.assert_close(decibels[:2], -10 * error.log10())
+
+
+def test_cleanness_tells_clean_faces_from_photos_of_a_camera_it_was_fitted_on() -> None:
+    torch.manual_seed(0)
+    removal = DegradationRemoval(fit_patch_latents(blobs(16), 4, 8), 8, (16, 32)).eval().requires_grad_(False)
+    noise = 0.1 * torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    cleanness = fit_cleanness(removal, blobs(30), (blobs(20, seed=5) + noise[:20]).clamp(0, 1))
+    unseen = blobs(20, seed=8)
+    photo, half = (unseen + noise[20:]).clamp(0, 1), (unseen + noise[20:] / 2).clamp(0, 1)
+    assert cleanness(unseen).mean() > 0.2 > -0.2 > cleanness(photo).mean()
+    assert (cleanness(half) > cleanness(photo)).float().mean() > 0.9
