@@ -22,7 +22,7 @@ class Faces(_Section):
     """Share of the faces that only judges, chosen by content hash."""
     minimum: Annotated[int, Field(ge=4)] = 8
     """Fewer faces than this and the job stops: a camera cannot be learned from less."""
-    maximum: Annotated[int, Field(ge=8)] = 512
+    maximum: Annotated[int, Field(ge=8)] = 192
     """More faces than this are not used, the first ones by content hash are."""
 
 

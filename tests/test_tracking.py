@@ -76,7 +76,10 @@ def test_memory_tells_how_a_run_ended() -> None:
 
 
 def test_null_takes_everything(tmp_path: Path) -> None:
-    use(NullTracker(), tmp_path / "never-read")
+    tracker = NullTracker()
+    use(tracker, tmp_path / "never-read")
+    assert tracker.run_id is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_mlflow

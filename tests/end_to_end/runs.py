@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from adapt.photos import write_photo
+from adapt.workspace import read_tensors
 from tests.tiny import blobs
 
 SHORT = (
@@ -37,3 +38,11 @@ def write_blobs(folder: Path, count: int = 12) -> Path:
     for index, image in enumerate((images + noise).clamp(0, 1)):
         write_photo(folder / f"{index:02d}.png", image[None])
     return folder
+
+
+def content(path: Path) -> object:
+    """What a file says: safetensors keep their metadata in no particular order, so their bytes may differ."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    tensors, metadata = read_tensors(path)
+    return metadata, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}

@@ -65,6 +65,22 @@ def test_torch_and_onnx_restorers_of_the_run_agree(finished: tuple[list[str], Pa
     torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
+def test_the_run_restores_photos(finished: tuple[list[str], Path], tmp_path: Path, capsys) -> None:
+    _, run = finished
+    crop = next((run / "faces").iterdir())
+    assert main(["restore", str(crop), "--restorer", str(run), "--output", str(tmp_path), "--aligned"]) == 0
+    assert "restored 1 faces" in capsys.readouterr().out
+    restored, photo = read_photo(tmp_path / crop.name), read_photo(crop)
+    assert restored.shape == photo.shape
+    assert 0 < (restored - photo).abs().mean() < 0.2
+
+
+def test_restoring_without_a_usable_restorer_is_a_usage_error(tmp_path: Path, capsys) -> None:
+    photo = write_blobs(tmp_path / "photos", 1)
+    assert main(["restore", str(photo), "--restorer", str(tmp_path), "--output", str(tmp_path / "out"), "--aligned"]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
 def test_other_settings_do_not_overwrite_a_run(finished: tuple[list[str], Path], capsys) -> None:
     command, _ = finished
     assert main([*command, "--set", "finetune.steps=99"]) == 2

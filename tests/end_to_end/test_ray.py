@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.runs import short_settings, write_blobs
+from tests.end_to_end.runs import content, short_settings, write_blobs
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
@@ -25,4 +25,4 @@ def test_a_run_over_ray_equals_a_run_in_process(tmp_path: Path) -> None:
     targets = sorted((plain / "rounds/1/targets").iterdir())
     assert len(targets) == 10
     for path in [*targets, plain / "restorer.safetensors", *sorted((plain / "bank").iterdir())]:
-        assert path.read_bytes() == (ray / path.relative_to(plain)).read_bytes(), path.name
+        assert content(path) == content(ray / path.relative_to(plain)), path.name
