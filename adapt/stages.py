@@ -77,7 +77,8 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     draws = torch.stack([target.draw for target in chosen]).to(job.device)
     confidence = torch.stack([target.confidence for target in chosen]).to(job.device)
     if is_gray(lq):
-        bank = luma(bank).expand(-1, 3, -1, -1).contiguous()
+        # What is clean has no colour then; a tint is the camera's, and the restorer must learn to remove it.
+        bank, means, draws = (luma(images).expand(-1, 3, -1, -1).contiguous() for images in (bank, means, draws))
     camera = None
     if settings.enabled:
         with job.narrator.stage("camera", settings.steps) as advance:

@@ -77,7 +77,8 @@ def test_the_run_restores_photos(finished: tuple[list[str], Path], tmp_path: Pat
 
 def test_restoring_without_a_usable_restorer_is_a_usage_error(tmp_path: Path, capsys) -> None:
     photo = write_blobs(tmp_path / "photos", 1)
-    assert main(["restore", str(photo), "--restorer", str(tmp_path), "--output", str(tmp_path / "out"), "--aligned"]) == 2
+    command = ["restore", str(photo), "--restorer", str(tmp_path), "--output", str(tmp_path / "out"), "--aligned"]
+    assert main(command) == 2
     assert "not a run folder" in capsys.readouterr().err
 
 
