@@ -59,9 +59,10 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
     """
     narrator = narrator or Narrator()
     recipe, restorer = _checked(options)
-    root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{_key(options, recipe)}"
+    key = _key(options, recipe, restorer)
+    root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{key}"
     workspace = Workspace(root)
-    _refuse_foreign_folder(root, options, recipe)
+    _refuse_foreign_folder(root, key)
     if workspace.done.is_file():
         narrator.say(f"already finished; {_ending(workspace)}")
         return root
@@ -84,7 +85,7 @@ def _run(
     for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
         leftover.unlink()
     device = choose_device(options.device)
-    write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe)})
+    write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe, restorer)})
     write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     gathered = _gather(options, recipe, workspace, narrator)
     clean = _clean(options, recipe)
@@ -106,7 +107,9 @@ def _run(
             device,
         )
         adapted: Adapted = adapt(job)
-        seconds = time.monotonic() - started
+        # A run that was stopped has spent more than this process knows of.
+        known = sum(sum(report.seconds.values()) for report in adapted.rounds)
+        seconds = max(time.monotonic() - started, known)
         write_outputs(job, adapted, printable(options.inputs), options.command, seconds)
     write_json(
         workspace.done,
@@ -166,25 +169,25 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     return recipe, restorer
 
 
-def _key(options: JobOptions, recipe: Recipe) -> str:
+def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer) -> str:
     """What makes two runs the same: the photos, the recipe, the restorer and the prior."""
     parts = [
         fingerprint(options.inputs),
         recipe.model_dump_json(),
         str(options.aligned),
         "" if options.clean is None else fingerprint(options.clean),
-        options.restorer,
+        restorer.spec.sha256,
         options.prior,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _refuse_foreign_folder(root: Path, options: JobOptions, recipe: Recipe) -> None:
+def _refuse_foreign_folder(root: Path, key: str) -> None:
     record = root / "command.json"
     if root.exists() and not root.is_dir():
         raise UsageError(f"--output {printable(root)}: is a file, expected a folder")
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8"))["key"] != _key(options, recipe):
+        if json.loads(record.read_text(encoding="utf-8"))["key"] != key:
             raise UsageError(
                 f"--output {printable(root)}: holds a run of other photos or settings; choose another folder"
             )
