@@ -104,6 +104,15 @@ def test_mlflow_has_a_parent_and_a_nested_run(finished: tuple[list[str], Path]) 
     assert children[0].data.tags["mlflow.parentRunId"] == parents[0].info.run_id
 
 
+def test_clean_faces_of_the_user_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
+    photos, clean = write_blobs(tmp_path / "photos"), write_blobs(tmp_path / "clean", 20)
+    command = ["--inputs", str(photos), "--clean", str(clean), "--output", str(tmp_path / "run"), "--aligned"]
+    assert main([*command, "--no-tracking", *short_settings()]) == 0
+    assert (tmp_path / "run" / "restorer.onnx").is_file()
+    assert not (tmp_path / "run" / "bank").exists()
+    assert not (tmp_path / "run" / "mlflow.db").exists()
+
+
 def test_too_few_faces_stop_with_one_clear_line(tmp_path: Path, capsys) -> None:
     photos = write_blobs(tmp_path / "few", 5)
     assert main(["--inputs", str(photos), "--output", str(tmp_path / "run"), "--aligned", "--no-tracking"]) == 1
