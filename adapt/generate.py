@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from adapt.identity import load_identity
 from adapt.seeds import generator_of
-from pseudo_targets.bank import draw_bank, vary
+from pseudo_targets.bank import vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
 from pseudo_targets.embedded import load_quality
 from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Trajectory, refine
+from pseudo_targets.sampling import Trajectory, draw, refine
 from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
 
@@ -86,8 +86,8 @@ class Worker:
         trajectory = Trajectory(task.start, settings.calls, settings.eta, settings.control_strength)
         consistency = consistencies(settings, self.prior, task.start)
         draws = []
-        for draw in range(settings.candidates):
-            generators = [generator_of("target", seed, draw) for seed in task.seeds]
+        for number in range(settings.candidates):
+            generators = [generator_of("target", seed, number) for seed in task.seeds]
             image = refine(self.prior, reference, trajectory, consistency, generators)
             if settings.color_fix != "none":
                 image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
@@ -103,7 +103,7 @@ class Worker:
         last = len(self.prior.schedule) - 1
         trajectory = Trajectory(min(task.start, last), task.calls)
         if task.start >= last:
-            faces = draw_bank(self.prior, trajectory, generators)
+            faces = draw(self.prior, trajectory, generators, self.device)
         else:
             faces = vary(self.prior, task.faces.to(self.device), trajectory, generators)
         return self.restorer(faces).clamp(0, 1).cpu()

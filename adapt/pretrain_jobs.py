@@ -117,7 +117,7 @@ def prior_job(
         scores = error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
         prior = _mini(codec, cast(UNet2DConditionModel, module), None, validation)
         generators = [generator_of("draw", index) for index in range(SHOWN)]
-        return Validation(scores, sheet_of(draw(prior, SHOWN, Trajectory(len(schedule) - 1, 20), generators)))
+        return Validation(scores, sheet_of(draw(prior, Trajectory(len(schedule) - 1, 20), generators)))
 
     metadata = {"size": str(size), "widths": "64,128,192"}
     return Pretraining("prior", unet, losses, validate, plan, metadata)

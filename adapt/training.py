@@ -89,7 +89,7 @@ def mixed_precision(device: torch.device) -> str:
     """`"bf16"` where the device computes in it natively, else `"no"`."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+    return "bf16" if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no"
 
 
 def make_accelerator(device: torch.device, precision: str = "auto") -> Accelerator:

@@ -7,12 +7,7 @@ from torch import Generator, Tensor
 
 from pseudo_targets.consistency import Reference
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Trajectory, denoise_with_consistency, draw
-
-
-def draw_bank(prior: Prior, trajectory: Trajectory, generators: list[Generator]) -> Tensor:
-    """One unconditional draw for each generator, `[B, 3, S, S]` in `[0, 1]`."""
-    return draw(prior, len(generators), trajectory, generators)
+from pseudo_targets.sampling import Trajectory, denoise_with_consistency
 
 
 @torch.no_grad()

@@ -61,10 +61,12 @@ def refine(
 
 
 @torch.no_grad()
-def draw(prior: Prior, count: int, trajectory: Trajectory, generators: Sequence[Generator]) -> Tensor:
-    """Draws `count` images `[count, 3, S, S]` in `[0, 1]` from the unconditional prior."""
-    blank = torch.zeros(1, 3, prior.resolution, prior.resolution)
-    shape = prior.encode(blank).expand(count, -1, -1, -1)
+def draw(
+    prior: Prior, trajectory: Trajectory, generators: Sequence[Generator], device: torch.device | None = None
+) -> Tensor:
+    """One image for each generator, `[B, 3, S, S]` in `[0, 1]`, from the unconditional prior on `device`."""
+    blank = torch.zeros(1, 3, prior.resolution, prior.resolution, device=device)
+    shape = prior.encode(blank).expand(len(generators), -1, -1, -1)
     x = _noise(shape, generators)
     return prior.decode(denoise_with_consistency(prior, x, trajectory, None, (), None, generators)).clamp(0, 1)
 

@@ -17,9 +17,8 @@ from torch import Generator, Tensor
 
 from adapt.photos import write_photo
 from adapt.seeds import generator_of
-from pseudo_targets.bank import draw_bank
 from pseudo_targets.embedded import load_mini
-from pseudo_targets.sampling import Trajectory
+from pseudo_targets.sampling import Trajectory, draw
 from restorers.degradations import add_shot_noise, blur
 from restorers.zoo import load_restorer
 
@@ -48,7 +47,7 @@ def main() -> None:
     prior, restorer = load_mini(), load_restorer("compact").module
     for number in range(options.count):
         generator = generator_of("sample", options.seed, number)
-        face = restorer(draw_bank(prior, Trajectory(len(prior.schedule) - 1, 40), [generator])).clamp(0, 1)
+        face = restorer(draw(prior, Trajectory(len(prior.schedule) - 1, 40), [generator])).clamp(0, 1)
         write_photo(options.output / f"{number + 1:02d}.jpg", shaky_camera(face, generator), quality=JPEG_QUALITY)
 
 
