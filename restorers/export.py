@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
     # Two images and unequal sides: torch.export takes a size of 1, and sizes that agree, for constants.
     example = torch.zeros(2, 3, side, side + multiple_of)
     batch, height, width = (torch.export.Dim(axis) for axis in ("batch", "height", "width"))
+    # torchvision is not needed here, and its absence is no news to the user.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     axes: dict[int, Any] = {0: batch, 2: multiple_of * height, 3: multiple_of * width}
     try:
         program = torch.onnx.export(
