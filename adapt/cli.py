@@ -165,11 +165,15 @@ def pretrain_command(given: list[str]) -> int:
         "--output", type=Path, default=Path("weights"), metavar="DIR", help="where weights and curves go"
     )
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
+    parser.add_argument(
+        "--data-size", type=int, metavar="PX", help="restorer: load images larger than --size, to train on crops too"
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the embedded weights had)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")
     parser.add_argument(
         "--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)"
     )
+    parser.add_argument("--start-from", type=Path, metavar="FILE", help="go on from these weights (default: from nothing)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--note", default="", help="what the images are and under what licence, for the model card")

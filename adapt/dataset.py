@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from adapt.errors import AdaptError
 from adapt.photos import find_photos, read_photo
 from recipes.schema import Finetune
-from restorers.degradations import resize
+from restorers.degradations import luma, resize
 
 Degrade = Callable[[Tensor, Generator], Tensor]
 
@@ -37,6 +37,18 @@ class ImageBank:
         mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
         return torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(-1), batch)
 
+    def draw_views(self, count: int, side: int, generator: Generator) -> Tensor:
+        """`count` random images at `side` pixels: half of the time whole, else a random crop at a random scale.
+
+        Crops let a network see more detail than whole faces have at `side`, and faces that are not aligned.
+        """
+        batch, full = self.draw(count, generator), self.images.shape[-1]
+        if full <= side or bool(torch.rand(1, generator=generator) < 0.5):
+            return resize(batch, (side, side), 2).clamp(0, 1)
+        scaled = int(torch.randint(side, full + 1, (1,), generator=generator))
+        top, left = torch.randint(scaled - side + 1, (2,), generator=generator).tolist()
+        return resize(batch, (scaled, scaled), 2)[..., top : top + side, left : left + side].clamp(0, 1)
+
 
 def load_clean(folder: Path, size: int) -> ImageBank:
     """Reads every square photo of a folder tree at `size` pixels.
@@ -52,6 +64,12 @@ def load_clean(folder: Path, size: int) -> ImageBank:
         )
     images = [resize(read_photo(photo.path), (size, size), 2).clamp(0, 1).half() for photo in square]
     return ImageBank(torch.cat(images))
+
+
+def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:
+    """Takes the colour from a random share of `[B, 3, H, W]`: gray photos must be restored to gray ones."""
+    gray = torch.rand(len(images), generator=generator) < share
+    return torch.where(gray.view(-1, 1, 1, 1).to(images.device), luma(images).expand_as(images), images)
 
 
 @dataclass(frozen=True)

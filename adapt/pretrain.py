@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapt.dataset import ImageBank, load_clean
@@ -26,11 +28,11 @@ from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load
 from pseudo_targets.latents import fit_patch_latents
 from pseudo_targets.quality import RANGE, fit_quality, graded_images
 from restorers.compact import load_compact
-from restorers.degradations import GenericDegradation
+from restorers.degradations import GenericDegradation, resize
 
 Say = Callable[[str], None]
 DEFAULTS = {
-    "restorer": TrainingPlan(steps=5000, learning_rate=1e-3, warmup=200),
+    "restorer": TrainingPlan(steps=24000, learning_rate=2e-3, warmup=200),
     "removal": TrainingPlan(steps=2300, learning_rate=5e-4, warmup=200),
     "prior": TrainingPlan(steps=3600, learning_rate=5e-4, warmup=300),
     "control": TrainingPlan(steps=1500, learning_rate=5e-4, warmup=100),
@@ -47,12 +49,14 @@ class PretrainOptions:
     output: Path
     validation: Path | None
     size: int
+    data_size: int | None
     steps: int | None
     batch: int
     learning_rate: float | None
     seed: int
     device: str
     note: str = ""
+    start_from: Path | None = None
 
 
 def pretrain(options: PretrainOptions, say: Say) -> None:
@@ -61,13 +65,8 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     Raises:
         AdaptError: no data, or a network that this one builds on is not there yet.
     """
-    bank = load_clean(options.data, options.size)
-    if options.validation is not None:
-        validation = load_clean(options.validation, options.size).images.float()
-    else:
-        validation = bank.images[::32].float()
-        bank = ImageBank(torch.cat([bank.images[i::32] for i in range(1, 32)]))
-    say(f"{len(bank)} training images, {len(validation)} validation images at {options.size} px")
+    bank, validation = _images(options)
+    say(f"{len(bank)} training images at {bank.images.shape[-1]} px, {len(validation)} to validate, {options.size} px")
     if options.network == "latents":
         _fit_latents(bank, validation, options.output, say)
         return
@@ -79,7 +78,62 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
         job = _job(options, bank, validation, device)
     except (WeightsError, FileNotFoundError) as error:
         raise AdaptError(f"adapt pretrain {options.network} builds on a network that is missing: {error}") from error
-    run_pretraining(job, options.output, device, describe(bank, options.note), say)
+    if options.start_from is not None:
+        start_from(job.module, options.start_from)
+    origin = Origin(describe(bank, options.note), options.batch, again(options, job.plan))
+    run_pretraining(job, options.output, device, origin, say)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, for their record and card.
+
+    Attributes:
+        data: the training images in words.
+        batch: images a step.
+        command: what trains them again.
+    """
+
+    data: str
+    batch: int
+    command: str
+
+
+def again(options: PretrainOptions, plan: TrainingPlan) -> str:
+    """The command that repeats a training."""
+    parts = [f"adapt pretrain {options.network} --data DIR --size {options.size} --steps {plan.steps}"]
+    if options.data_size is not None:
+        parts.append(f"--data-size {options.data_size}")
+    parts.append(f"--batch {options.batch} --learning-rate {plan.learning_rate:g} --seed {plan.seed}")
+    if options.start_from is not None:
+        digest = sha256_of(options.start_from)[:12]
+        parts.append(f"--start-from {options.start_from.name} (sha256 {digest})")
+    return " ".join(parts)
+
+
+def start_from(module: nn.Module, path: Path) -> None:
+    """Fills a network with weights trained before.
+
+    Raises:
+        AdaptError: the file is missing or of another shape.
+    """
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        # The latent transform has a file of its own.
+        kept = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("codec.")}
+        module.load_state_dict({**tensors, **kept})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise AdaptError(f"--start-from {path}: expected weights of the same network and size, got: {reason}") from error
+
+
+def _images(options: PretrainOptions) -> tuple[ImageBank, Tensor]:
+    """What to train on, and validation images at the network's size."""
+    bank = load_clean(options.data, options.data_size or options.size)
+    if options.validation is not None:
+        return bank, load_clean(options.validation, options.size).images.float()
+    held_out = resize(bank.images[::32].float(), (options.size, options.size), 2).clamp(0, 1)
+    return ImageBank(torch.cat([bank.images[i::32] for i in range(1, 32)])), held_out
 
 
 def describe(bank: ImageBank, note: str) -> str:
@@ -88,7 +142,7 @@ def describe(bank: ImageBank, note: str) -> str:
     return f"{len(bank)} images at {bank.images.shape[-1]} px{f' ({note})' if note else ''}, content {digest}"
 
 
-def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: str, say: Say) -> nn.Module:
+def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin: Origin, say: Say) -> nn.Module:
     """Trains, writes `<name>.safetensors` (half precision), `.json` (plan, curve, scores), `.png` (sheet) and `.md`.
 
     A killed run continues with the same command.
@@ -103,7 +157,9 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: 
             say(f"{job.name} step {step}/{job.plan.steps} {text} {time.monotonic() - started:.0f} s")
 
     checkpoint = output / f"{job.name}.checkpoint.pt"
-    done = train(job.module.to(device), job.losses, job.plan, accelerator, checkpoint, report, log_every=100)
+    done = train(
+        job.module.to(device), job.losses, job.plan, accelerator, checkpoint, report, 100, evaluate=job.evaluate
+    )
     module = done.module.cpu()
     # The latent transform has a file of its own.
     half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith("codec.")}
@@ -115,7 +171,7 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, data: 
         "plan": asdict(job.plan),
         "precision": accelerator.mixed_precision,
         "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
-        "data": data,
+        **asdict(origin),
         "scores": validation.scores,
         "losses": list(done.losses),
     }
@@ -138,7 +194,8 @@ def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
     """The model card of one network."""
     plan, losses = record["plan"], record["losses"]
     terms = [term for term in losses[-1] if term != "step"]
-    picked = losses[:: max(1, len(losses) // 10)]
+    scored = [row for row in losses if row.keys() == losses[-1].keys()]
+    picked = scored[:: max(1, len(scored) // 10)]
     lines = [
         f"# {name}",
         "",
@@ -146,10 +203,9 @@ def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
         "",
         f"- parameters: {sum(p.numel() for p in module.parameters()):,}, stored in float16",
         f"- data: {record['data']}, mirrored at random",
-        f"- training: {plan['steps']} steps, peak learning rate {plan['learning_rate']}, seed {plan['seed']}, AdamW, "
+        f"- training: {plan['steps']} steps of {record['batch']} images, peak learning rate {plan['learning_rate']}, seed {plan['seed']}, AdamW, "
         f"EMA {plan['ema_decay']}, precision {record['precision']}, on {record['hardware']}",
-        f"- again: `adapt pretrain {'restorer' if name == 'compact' else name} --data DIR --steps {plan['steps']} "
-        f"--seed {plan['seed']}`",
+        f"- again: `{record['command']}`",
         "- validation on images that were held out: "
         + ", ".join(f"{key} {value:.4g}" for key, value in record["scores"].items()),
         "- known bias: it knows the kind of images it was trained on; other domains need weights of their own",

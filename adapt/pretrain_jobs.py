@@ -10,10 +10,10 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from adapt.dataset import ImageBank
+from adapt.dataset import ImageBank, some_gray
 from adapt.evaluate import psnr, ssim
 from adapt.seeds import generator_of
-from adapt.training import ComputeLosses, TrainingPlan
+from adapt.training import ComputeLosses, Evaluate, TrainingPlan
 from pseudo_targets.consistency import LowPassReplacement
 from pseudo_targets.embedded import mini_schedule
 from pseudo_targets.filters import BlockMean
@@ -51,7 +51,8 @@ Validate = Callable[[nn.Module], Validation]
 class Pretraining:
     """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape.
 
-    `losses` computes on the device the job was made for, `validate` on the CPU.
+    `losses` and `evaluate`, which gives the points of the validation curve, compute on the device the job was made
+    for, `validate` on the CPU.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Pretraining:
     validate: Validate
     plan: TrainingPlan
     metadata: dict[str, str] = field(default_factory=dict)
+    evaluate: Evaluate | None = None
 
 
 def fixed_pairs(clean: Tensor, degrade: Callable[[Tensor, Generator], Tensor]) -> Tensor:
@@ -70,15 +72,25 @@ def fixed_pairs(clean: Tensor, degrade: Callable[[Tensor, Generator], Tensor]) -
 def restorer_job(
     bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
-    """The compact restorer on generic degradations."""
-    degrade = GenericDegradation()
+    """The compact restorer on generic degradations; `bank` may hold larger images, of which it then sees crops."""
+    degrade, side = GenericDegradation(), validation.shape[-1]
     torch.manual_seed(plan.seed)
+    watched = validation.to(device)
+    watched_lq = fixed_pairs(validation, degrade).to(device)
 
     def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        clean = bank.draw(batch, generator).to(device, memory_format=torch.channels_last)
+        clean = some_gray(bank.draw_views(batch, side, generator), generator)
+        clean = clean.to(device, memory_format=torch.channels_last)
         return restoration_losses(module, clean, degrade, generator)
 
-    return Pretraining("compact", Compact(), losses, lambda m: _restoration_scores(m, validation), plan)
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            return {"val_psnr": float(psnr(module(watched_lq), watched).mean())}
+
+    def validate(module: nn.Module) -> Validation:
+        return _restoration_scores(module, validation)
+
+    return Pretraining("compact", Compact(), losses, validate, plan, evaluate=evaluate)
 
 
 def removal_job(
@@ -92,7 +104,8 @@ def removal_job(
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         removal = cast(DegradationRemoval, net)  # a copy of `module`
-        return removal_losses(removal, bank.draw(batch, generator).to(device), degrade, codec, generator)
+        clean = some_gray(bank.draw(batch, generator), generator).to(device)
+        return removal_losses(removal, clean, degrade, codec, generator)
 
     metadata = {"size": str(size), "widths": "48,96,192"}
     return Pretraining("removal", module, losses, lambda m: _restoration_scores(m, validation), plan, metadata)
@@ -140,7 +153,7 @@ def control_job(
         cleaner.to(device)
 
     def losses(control: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        clean = bank.draw(batch, generator).to(device)
+        clean = some_gray(bank.draw(batch, generator), generator).to(device)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
         return control_losses(control, unet, latent, condition, schedule, context, variance.to(device), generator)

@@ -22,6 +22,8 @@ from adapt.workspace import write_torch
 
 ComputeLosses = Callable[[nn.Module, Generator], dict[str, Tensor]]
 OnStep = Callable[[int, dict[str, float]], None]
+Evaluate = Callable[[nn.Module], dict[str, float]]
+EVALUATIONS = 12  # points of a validation curve
 
 
 class Stateful(Protocol):
@@ -110,12 +112,14 @@ def train(
     on_step: OnStep | None = None,
     log_every: int = 25,
     extras: Mapping[str, Stateful] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Trained:
     """Trains a copy of `module` and returns its weight average in eval mode.
 
     `compute_losses(module, generator)` returns the named terms of the loss of one micro-batch, already weighted; all of
     its randomness comes from the generator, which depends on the seed, the step and the micro-batch alone. A run that
-    was killed continues from `checkpoint` and ends with the result it would have had.
+    was killed continues from `checkpoint` and ends with the result it would have had. `evaluate` scores the weight
+    average about a dozen times; the scores stand in the entry of that interval.
 
     Raises:
         AdaptError: a loss is not finite; the message names it.
@@ -139,6 +143,8 @@ def train(
         running.append(terms)
         if (step + 1) % log_every == 0 or step + 1 == plan.steps:
             entry = {name: sum(t[name] for t in running) / len(running) for name in running[0]}
+            if evaluate is not None and _is_due(step + 1, plan.steps, log_every):
+                entry |= evaluate(average.module)
             history.append({"step": step + 1, **entry})
             running = []
         if on_step is not None:
@@ -148,6 +154,12 @@ def train(
             write_torch(checkpoint, {**state, "step": step + 1, "history": history})
             saved = time.monotonic()
     return Trained(copy.deepcopy(average.module).eval(), tuple(history))
+
+
+def _is_due(step: int, steps: int, log_every: int) -> bool:
+    """Whether the validation curve has a point at this end of a logged interval."""
+    interval = max(log_every, round(steps / EVALUATIONS / log_every) * log_every)
+    return step % interval == 0 or step == steps
 
 
 def _prepare(

@@ -28,7 +28,6 @@ class GenericDegradation:
     poisson: tuple[float, float] = (0.0, 0.02)
     """Shot noise: variance at white, in units of 1."""
     jpeg_quality: tuple[float, float] = (25.0, 95.0)
-    gray_probability: float = 0.08
     skip_probability: float = 0.25
     """Chance of each step to be left out for a chunk, so that mild inputs are seen too."""
 
@@ -49,9 +48,7 @@ class GenericDegradation:
             x = add_shot_noise(x, _uniform(count, self.poisson, generator), generator)
         if not skip[4]:
             x = jpeg(x.clamp(0, 1), _uniform(count, self.jpeg_quality, generator))
-        x = resize(x, (height, width), int(_uniform(1, (0, 2), generator)))
-        gray = (_uniform(count, (0.0, 1.0), generator) < self.gray_probability).view(-1, 1, 1, 1)
-        return torch.where(gray.to(x.device), luma(x).expand_as(x), x).clamp(0, 1)
+        return resize(x, (height, width), int(_uniform(1, (0, 2), generator))).clamp(0, 1)
 
 
 def luma(image: Tensor) -> Tensor:

@@ -68,19 +68,20 @@ class RuntimeRestorer:
         """
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise RuntimeFailure(f"got an image of shape {tuple(image.shape)}, expected [B, 3, H, W] with B, H, W >= 1")
-        if not image.is_floating_point() or not bool(torch.isfinite(image).all()):
+        if not image.is_floating_point() or not _is_finite(image):
             raise RuntimeFailure(f"got {image.dtype} pixels with values that are not finite, expected floats in [0, 1]")
         height, width = image.shape[-2:]
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: gradients may flow through later uses of the result
             padded = pad(image.float(), self.multiple_of, self.minimum)
             restored = self._tiled(padded)[..., :height, :width].clamp(0, 1)
-        return restored.to(image).clone()  # the clone is a normal tensor again: gradients may flow through later uses
+        return restored.to(image)
 
     def _tiled(self, image: Tensor) -> Tensor:
         count, _, height, width = image.shape
         if self._max_pixels is None or height * width <= self._max_pixels:
             per_call = max(1, (self._max_pixels or MAX_PIXELS) // (height * width))
-            return torch.cat([self._checked(part) for part in image.split(per_call)])
+            parts = [self._checked(part) for part in image.split(per_call)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         side = self._tile_side()
         tops, lefts = (_starts(length, side, self._overlap, self.multiple_of) for length in (height, width))
         total, weights = torch.zeros_like(image), image.new_zeros(1, 1, height, width)
@@ -113,9 +114,14 @@ class RuntimeRestorer:
             raise RuntimeFailure(
                 f"{self.name} returned shape {tuple(restored.shape)} for {tuple(image.shape)}, expected the same size"
             )
-        if not bool(torch.isfinite(restored).all()):
+        if not _is_finite(restored):
             raise RuntimeFailure(f"{self.name} gave values that are not finite: the weights are damaged or overflow")
         return restored
+
+
+def _is_finite(image: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one such value makes the sum so, which costs no temporary."""
+    return math.isfinite(float(image.float().sum()))
 
 
 def pad(image: Tensor, multiple_of: int, minimum: int) -> Tensor:
@@ -200,6 +206,8 @@ def _load_onnx(path: Path, max_pixels: int) -> RuntimeRestorer:
                 states.RuntimeException)  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Idle threads that spin would take the cores from torch, which works on the image before and after each call.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:

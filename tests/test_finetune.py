@@ -40,7 +40,7 @@ def gen(seed: int) -> torch.Generator:
 
 def small() -> Compact:
     torch.manual_seed(0)
-    return Compact((4, 4, 8, 8), 2)
+    return Compact((4, 4, 8, 8), (2,) * 7)
 
 
 def test_a_batch_holds_the_shares_of_the_recipe() -> None:

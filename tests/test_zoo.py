@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorers import zoo
-from restorers.compact import Compact, compact_from_state
+from restorers.compact import Compact, ResidualBlock, compact_from_state
 from restorers.spec import RestorerSpec
 from restorers.zoo import LoadedRestorer, ZooError, is_non_commercial, load_restorer, save_restorer
 
@@ -172,3 +172,26 @@ def test_a_compact_state_without_a_tensor_is_a_value_error(name):
     del state[name]
     with pytest.raises(ValueError, match=f"tensor {name} is missing"):
         compact_from_state(state)
+
+
+def test_blocks_that_are_left_out_come_back_as_left_out(tmp_path):
+    saved(tmp_path / "x.safetensors")
+    original, read = small_compact(), load_restorer(tmp_path / "x.safetensors").module
+    for module in (original, read):
+        present = [block.present for name, block in module.named_modules() if isinstance(block, ResidualBlock)]
+        assert present == [False] * 4 + [True, False] + [True, True] + [True, False] * 2 + [False] * 2
+    torch.testing.assert_close(read(IMAGE), original(IMAGE))
+
+
+def test_blocks_that_are_left_out_learn_nothing():
+    module = small_compact()
+    module(IMAGE).sum().backward()
+    assert all(p.grad is None and not p.any() for p in module.m_down1[0].parameters())
+    assert all(p.grad is not None for p in module.m_body.parameters())
+
+
+def test_full_depth_at_every_level():
+    module = Compact((4, 8, 8, 8), (2,) * 7).eval()
+    again = compact_from_state(module.state_dict())
+    assert all(block.present for block in again.modules() if isinstance(block, ResidualBlock))
+    assert torch.equal(again(IMAGE), module(IMAGE))
