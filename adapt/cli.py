@@ -173,7 +173,7 @@ def pretrain_command(given: list[str]) -> int:
     parser.add_argument(
         "--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)"
     )
-    parser.add_argument("--start-from", type=Path, metavar="FILE", help="go on from these weights (default: from nothing)")
+    parser.add_argument("--start-from", type=Path, metavar="FILE", help="weights to go on from (default: none)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--note", default="", help="what the images are and under what licence, for the model card")

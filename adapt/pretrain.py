@@ -124,7 +124,7 @@ def start_from(module: nn.Module, path: Path) -> None:
         module.load_state_dict({**tensors, **kept})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise AdaptError(f"--start-from {path}: expected weights of the same network and size, got: {reason}") from error
+        raise AdaptError(f"--start-from {path}: expected weights of this network and size, got: {reason}") from error
 
 
 def _images(options: PretrainOptions) -> tuple[ImageBank, Tensor]:
@@ -203,8 +203,9 @@ def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
         "",
         f"- parameters: {sum(p.numel() for p in module.parameters()):,}, stored in float16",
         f"- data: {record['data']}, mirrored at random",
-        f"- training: {plan['steps']} steps of {record['batch']} images, peak learning rate {plan['learning_rate']}, seed {plan['seed']}, AdamW, "
-        f"EMA {plan['ema_decay']}, precision {record['precision']}, on {record['hardware']}",
+        f"- training: {plan['steps']} steps of {record['batch']} images, peak learning rate {plan['learning_rate']}, "
+        f"seed {plan['seed']}, AdamW, EMA {plan['ema_decay']}, precision {record['precision']}, "
+        f"on {record['hardware']}",
         f"- again: `{record['command']}`",
         "- validation on images that were held out: "
         + ", ".join(f"{key} {value:.4g}" for key, value in record["scores"].items()),

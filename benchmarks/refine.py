@@ -1,0 +1,138 @@
+"""What does refining add to stage 1, and what does it cost? Generic degradations of faces the prior never saw.
+
+    python -m benchmarks.refine --validation DIR [--every N] [--json OUT] [--picture PNG]
+
+Fidelity (PSNR, SSIM, HaarPSI against the clean face; the low band's distance to stage 1) and realism (KID of the
+results against the clean faces, in the features of degradation removal), over start timestep, guidance scale and calls.
+`mean` rows average four draws, as the pseudo targets do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapt.dataset import load_clean
+from adapt.evaluate import haarpsi, psnr, ssim
+from adapt.generate import consistencies
+from adapt.judge import restore_all
+from adapt.photos import write_photo
+from adapt.pretrain_jobs import fixed_pairs, sheet_of
+from adapt.seeds import generator_of
+from benchmarks.prior import features, kid
+from pseudo_targets.embedded import load_mini, load_removal
+from pseudo_targets.gating import low_band_difference
+from pseudo_targets.priors import Prior
+from pseudo_targets.sampling import Trajectory, refine
+from recipes.load import load_recipe
+from recipes.schema import Generation
+from restorers.degradations import GenericDegradation
+from restorers.zoo import load_restorer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of the sampler."""
+
+    start: int
+    calls: int
+    guidance_scale: float
+    draws: int = 1
+
+
+def rows_of(settings: Generation) -> list[Row]:
+    """Each axis on its own, around the recipe's settings."""
+    start, calls, guidance = settings.start_timesteps[1], settings.calls, settings.guidance_scale
+    starts = [Row(s, calls, guidance) for s in sorted({50, 100, 200, 300, 500, 999, *settings.start_timesteps})]
+    means = [Row(s, calls, guidance, 4) for s in settings.start_timesteps]
+    scales = [Row(start, calls, scale) for scale in (0.05, 0.2, 0.5)]
+    return [*starts, *means, *scales, *(Row(start, n, guidance) for n in (8, 12, 20, 150))]
+
+
+def refined(prior: Prior, reference: Tensor, settings: Generation, row: Row) -> Tensor:
+    """The mean of `row.draws` refinements of every image."""
+    changed = settings.model_copy(update={"guidance_scale": row.guidance_scale})
+    keep = consistencies(changed, prior, row.start)
+    trajectory = Trajectory(row.start, row.calls, settings.eta, settings.control_strength)
+    total = torch.zeros_like(reference)
+    for number in range(row.draws):
+        for first in range(0, len(reference), 16):
+            part = slice(first, min(first + 16, len(reference)))
+            generators = [generator_of("benchmark refine", index, number) for index in range(part.start, part.stop)]
+            total[part] += refine(prior, reference[part], trajectory, keep, generators)
+    return total / row.draws
+
+
+def measure(options: argparse.Namespace) -> tuple[list[dict[str, object]], Tensor]:
+    """One dict a row, and a sheet: photos, stage 1, refined, clean."""
+    settings = load_recipe(options.recipe, ()).generation
+    clean = load_clean(options.validation, 128).images.float()[:: options.every]
+    lq = fixed_pairs(clean, GenericDegradation())
+    stage1 = restore_all(load_restorer("compact").module.eval(), lq)
+    prior, removal = load_mini(), load_removal()
+    wanted = features(removal, clean)
+    center, scale = wanted.mean(0), wanted.std(0) + 1e-6
+    wanted = (wanted - center) / scale
+
+    def scores(image: Tensor) -> dict[str, object]:
+        found = (features(removal, image) - center) / scale
+        return {
+            "psnr": float(psnr(image, clean).mean()),
+            "ssim": float(ssim(image, clean).mean()),
+            "haarpsi": float(haarpsi(image, clean).mean()),
+            "low_band": float(low_band_difference(image, stage1).mean()),
+            "kid": kid(found, wanted)["mean"],
+        }
+
+    rows: list[dict[str, object]] = [{"row": "degraded", **scores(lq)}, {"row": "stage 1", **scores(stage1)}]
+    shown: Sequence[Tensor] = (lq, stage1)
+    for row in rows_of(settings):
+        started = time.monotonic()
+        images = refined(prior, stage1, settings, row)
+        seconds = (time.monotonic() - started) / len(clean)
+        name = f"start {row.start}, {row.calls} calls, guidance {row.guidance_scale:g}"
+        rows.append({"row": name + (f", mean of {row.draws}" if row.draws > 1 else ""), **scores(images), "s": seconds})
+        show(rows[-1:])
+        if (row.start, row.calls, row.guidance_scale) == (
+            settings.start_timesteps[1],
+            settings.calls,
+            settings.guidance_scale,
+        ):
+            shown = (*shown, images)
+    return rows, sheet_of(*shown, clean)
+
+
+def show(rows: Sequence[dict[str, object]]) -> None:
+    """Prints rows of the table in Markdown."""
+    for row in rows:
+        fidelity = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['haarpsi']:.4f} | {row['low_band']:.4f}"
+        print(f"| {row['row']} | {fidelity} | {row['kid']:.2f} | {row.get('s', 0):.2f} |", flush=True)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--every", type=int, default=1, help="take one validation face in this many")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    rows, sheet = measure(options)
+    print("| row | PSNR | SSIM | HaarPSI | low band | KID | s a face |")
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.picture:
+        write_photo(options.picture, sheet)
+
+
+if __name__ == "__main__":
+    main()
