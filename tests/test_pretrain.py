@@ -2,15 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from adapt.cli import main
+from adapt.dataset import ImageBank, some_gray
 from adapt.photos import write_photo
-from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal
+from adapt.seeds import generator_of
+from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, mini_schedule
+from pseudo_targets.pretrain import denoising_error
 from restorers.compact import load_compact
 from tests.tiny import blobs
+
+CONTEXT, ONES = torch.zeros(1, 1, 4), torch.ones(4)
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +70,59 @@ def test_a_network_that_builds_on_another_says_what_is_missing(tmp_path: Path, c
     assert main(["pretrain", "control", *arguments]) == 1
     error = capsys.readouterr().err
     assert "missing" in error and "adapt pretrain" in error
+
+
+def test_training_goes_on_from_given_weights(trained: Path, tmp_path: Path) -> None:
+    for path in trained.glob("*"):
+        if path.suffix in (".safetensors", ".json"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    given = trained / "prior.safetensors"
+    # A rate of almost nothing, so that what comes out is what went in.
+    arguments = ["--data", str(trained.parent / "data"), "--output", str(tmp_path), "--size", "64", "--batch", "2"]
+    rate = ["--steps", "1", "--learning-rate", "1e-12"]
+    assert main(["pretrain", "prior", *arguments, *rate, "--start-from", str(given)]) == 0
+    before, after = load_file(given), load_file(tmp_path / "prior.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert "--start-from prior.safetensors (sha256 " in (tmp_path / "prior.md").read_text()
+
+
+@pytest.mark.parametrize("given", ["control", "absent"])
+def test_weights_of_another_network_are_refused(given: str, trained: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--data", str(trained.parent / "data"), "--output", str(trained), "--size", "64", "--steps", "1"]
+    file = trained / f"{given}.safetensors"
+    assert main(["pretrain", "prior", *arguments, "--start-from", str(file)]) == 1
+    assert f"--start-from {file}: expected weights of this network and size, got: " in capsys.readouterr().err
+
+
+def test_views_are_whole_faces_and_crops_of_the_asked_side() -> None:
+    ramp = torch.linspace(0, 1, 96).expand(4, 3, 96, 96)  # a crop spans less of it than a whole image
+    views = torch.cat([ImageBank(ramp).draw_views(4, 64, generator_of("view", index)) for index in range(20)])
+    assert views.shape == (80, 3, 64, 64)
+    spans = views.amax((1, 2, 3)) - views.amin((1, 2, 3))
+    assert 0.2 < float((spans > 0.97).float().mean()) < 0.9
+    assert float(spans.min()) > 0.6
+
+
+def test_some_images_lose_their_colour() -> None:
+    images = blobs(300, 8)
+    changed = some_gray(images, generator_of("gray"), share=0.3)
+    gray = (changed.amax(1) - changed.amin(1)).amax((1, 2)) < 1e-6
+    assert 0.2 < float(gray.float().mean()) < 0.4
+    assert torch.equal(changed[~gray], images[~gray])
+
+
+def test_an_error_of_the_overall_tone_costs_more_than_noise_of_the_same_energy() -> None:
+    schedule, latent, timestep = mini_schedule(), torch.zeros(2, 4, 16, 16), torch.tensor([500, 900])
+    white = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    white -= white.mean((2, 3), keepdim=True)
+    tone = torch.ones_like(white) * white.square().mean().sqrt()
+
+    def cost(error: torch.Tensor) -> float:
+        def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(sample=error)
+
+        generator = torch.Generator().manual_seed(1)
+        return float(denoising_error(network, None, latent, None, timestep, schedule, CONTEXT, ONES, generator))
+
+    nothing = cost(torch.zeros_like(white))
+    assert cost(tone) - nothing > 5 * (cost(white) - nothing) > 0

@@ -90,3 +90,15 @@ def test_the_schedule_warms_up_and_falls_to_its_final_rate() -> None:
     plan = TrainingPlan(steps=100, learning_rate=1.0, warmup=10, final_rate=0.1)
     assert [plan.rate(0), plan.rate(9)] == [0.1, 1.0]
     assert plan.rate(100) == pytest.approx(0.1)
+
+
+def test_the_validation_curve_has_about_a_dozen_points_and_ends_with_the_result(tmp_path: Path) -> None:
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        return {"sum": float(sum(p.sum() for p in net.parameters()))}
+
+    plan = TrainingPlan(steps=49, learning_rate=0.05)
+    done = train(linear(), losses, plan, make_accelerator(CPU, "no"), tmp_path / "a.pt", log_every=2, evaluate=evaluate)
+    scored = [row for row in done.losses if "sum" in row]
+    assert [row["step"] for row in scored] == [*range(4, 49, 4), 49]
+    assert scored[-1]["sum"] == pytest.approx(evaluate(done.module)["sum"])
+    assert scored[0]["sum"] != scored[-1]["sum"]
