@@ -18,6 +18,8 @@ from pathlib import Path
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
 
+NETWORKS = ("latents", "restorer", "removal", "prior", "control", "quality")  # in the order they build on each other
+
 MAIN_EPILOG = """\
 examples:
   adapt --inputs my_camera_faces/
@@ -146,17 +148,13 @@ def doctor_command(given: list[str]) -> int:
 def pretrain_command(given: list[str]) -> int:
     """`adapt pretrain`: trains the mini family."""
     epilog = (
-        "example, in this order:\n"
-        "  adapt pretrain latents  --data pets/ --output weights/\n"
-        "  adapt pretrain restorer --data pets/ --output weights/\n"
-        "  adapt pretrain removal  --data pets/ --output weights/\n"
-        "  adapt pretrain prior    --data pets/ --output weights/\n"
-        "  adapt pretrain control  --data pets/ --output weights/\n"
-        "  adapt pretrain quality  --data pets/ --output weights/\n"
+        "example:\n"
+        "  adapt pretrain all --data pets/ --output weights/\n"
+        "all is latents, restorer, removal, prior, control, quality, in this order; each can be asked for alone.\n"
         "The same command continues a training that was stopped."
     )
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
-    parser.add_argument("network", choices=("latents", "prior", "control", "removal", "restorer", "quality"))
+    parser.add_argument("network", choices=("all", *NETWORKS))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="clean, aligned, square images")
     parser.add_argument(
         "--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)"
@@ -178,9 +176,12 @@ def pretrain_command(given: list[str]) -> int:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--note", default="", help="what the images are and under what licence, for the model card")
     options = parser.parse_args(given)
+    if options.network == "all" and options.start_from is not None:
+        parser.error("--start-from is the weights of one network: name it in place of `all`")
     from adapt.pretrain import PretrainOptions, pretrain
 
-    pretrain(PretrainOptions(**vars(options)), print)
+    for network in NETWORKS if options.network == "all" else (options.network,):
+        pretrain(PretrainOptions(**{**vars(options), "network": network}), print)
     return 0
 
 

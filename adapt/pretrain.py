@@ -142,12 +142,15 @@ def describe(bank: ImageBank, note: str) -> str:
     return f"{len(bank)} images at {bank.images.shape[-1]} px{f' ({note})' if note else ''}, content {digest}"
 
 
-def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin: Origin, say: Say) -> nn.Module:
+def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin: Origin, say: Say) -> None:
     """Trains, writes `<name>.safetensors` (half precision), `.json` (plan, curve, scores), `.png` (sheet) and `.md`.
 
-    A killed run continues with the same command.
+    A killed run continues with the same command; a finished one is left as it is.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if _is_done(output, job.name, origin):
+        say(f"{job.name} is trained already: {output / job.name}.safetensors")
+        return
     accelerator = make_accelerator(device)
     started = time.monotonic()
 
@@ -179,7 +182,16 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
     write_text(output / f"{job.name}.md", card(job.name, module, record))
     _list_digests(output)
     say(f"{job.name} validation {json.dumps(record['scores'])}")
-    return module
+
+
+def _is_done(output: Path, name: str, origin: Origin) -> bool:
+    """Whether this training has left its record, and its weights are still what they were."""
+    record, digests, weights = (output / file for file in (f"{name}.json", "sha256.json", f"{name}.safetensors"))
+    if not (record.is_file() and digests.is_file() and weights.is_file()):
+        return False
+    written = json.loads(record.read_text(encoding="utf-8"))
+    known = json.loads(digests.read_text(encoding="utf-8")).get(name)
+    return {key: written.get(key) for key in asdict(origin)} == asdict(origin) and sha256_of(weights) == known
 
 
 PURPOSES = {

@@ -25,10 +25,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrain")
     for index, image in enumerate(blobs(40, 64)):
         write_photo(folder / "data" / f"{index}.png", image[None])
-    for network in ("latents", "restorer", "removal", "prior", "control", "quality"):
-        arguments = ["--data", str(folder / "data"), "--output", str(folder / "weights")]
-        assert main(["pretrain", network, *arguments, "--size", "64", "--steps", "2", "--batch", "2"]) == 0
+    assert main(["pretrain", "all", *arguments_of(folder), "--steps", "2", "--batch", "2"]) == 0
     return folder / "weights"
+
+
+def arguments_of(folder: Path) -> list[str]:
+    return ["--data", str(folder / "data"), "--output", str(folder / "weights"), "--size", "64"]
 
 
 def test_every_network_loads_and_runs(trained: Path) -> None:
@@ -50,6 +52,22 @@ def test_each_leaves_its_plan_curve_scores_and_card(trained: Path, name: str) ->
     assert (trained / f"{name}.png").stat().st_size > 1000
     card = (trained / f"{name}.md").read_text()
     assert "38 images" in card and "2 steps" in card
+
+
+def test_the_same_command_leaves_finished_networks_alone(trained: Path, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.glob("*.checkpoint.pt")}
+    weights = {path: path.read_bytes() for path in trained.glob("*.safetensors")}
+    assert main(["pretrain", "all", *arguments_of(trained.parent), "--steps", "2", "--batch", "2"]) == 0
+    assert capsys.readouterr().out.count("is trained already") == 4
+    assert {path: path.stat().st_mtime_ns for path in trained.glob("*.checkpoint.pt")} == before
+    assert {path: path.read_bytes() for path in trained.glob("*.safetensors")} == weights
+
+
+def test_weights_to_go_on_from_belong_to_one_network(trained: Path, capsys) -> None:
+    given = ["--start-from", str(trained / "prior.safetensors")]
+    with pytest.raises(SystemExit):
+        main(["pretrain", "all", *arguments_of(trained.parent), *given])
+    assert "name it in place of `all`" in capsys.readouterr().err
 
 
 def test_changed_weights_are_refused(trained: Path, tmp_path: Path) -> None:
