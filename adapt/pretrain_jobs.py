@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import ImageBank, some_gray
-from adapt.evaluate import psnr, ssim
+from adapt.evaluate import haarpsi, psnr, ssim
 from adapt.seeds import generator_of
 from adapt.training import ComputeLosses, Evaluate, TrainingPlan
 from pseudo_targets.consistency import LowPassReplacement
@@ -146,7 +146,10 @@ def control_job(
     batch: int,
     device: torch.device,
 ) -> Pretraining:
-    """The IRControlNet on top of the frozen denoiser, conditioned on what the cleaners make of degraded images."""
+    """The IRControlNet on top of the frozen denoiser, conditioned on what the cleaners make of degraded images.
+
+    The last of the cleaners is stage 1 in the validation.
+    """
     schedule, variance, degrade = mini_schedule(), latent_variance(bank, codec), GenericDegradation()
     codec, context, unet = codec.to(device), mini_context().to(device), unet.to(device).requires_grad_(False)
     for cleaner in cleaners:
@@ -160,15 +163,21 @@ def control_job(
 
     def validate(control: nn.Module) -> Validation:
         prior = _mini(codec.cpu(), unet.cpu(), cast(ControlNetModel, control), validation)
-        cleaners[0].cpu()
+        restorer = cleaners[-1].cpu()
         lq = fixed_pairs(validation, degrade)
-        reference = torch.cat([cleaners[0](part).clamp(0, 1) for part in lq.split(16)])
-        trajectory, keep = Trajectory(300, 10), [LowPassReplacement(BlockMean(2), 300, 100)]
+        with torch.no_grad():
+            reference = torch.cat([restorer(part).clamp(0, 1) for part in lq.split(16)])
+        trajectory, keep = Trajectory(200, 10), [LowPassReplacement(BlockMean(2), 200, 100)]
         generators = [generator_of("refine", index) for index in range(len(lq))]
         chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
         refined = torch.cat([refine(prior, part, trajectory, keep, seeds) for part, seeds in chunks])
-        images = {"psnr_lq": lq, "psnr_reference": reference, "psnr_refined": refined}
-        scores = {name: float(psnr(image, validation).mean()) for name, image in images.items()}
+        images = {"lq": lq, "reference": reference, "refined": refined}
+        measures = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
+        scores = {
+            f"{measure}_{name}": float(score(image, validation).mean())
+            for measure, score in measures.items()
+            for name, image in images.items()
+        }
         return Validation(scores, sheet_of(lq, reference, refined, validation))
 
     return Pretraining("control", build_ir_controlnet(unet), losses, validate, plan)

@@ -14,6 +14,7 @@ from pseudo_targets.schedule import NoiseSchedule
 
 Degrade = Callable[[Tensor, Generator], Tensor]
 Cleaner = Callable[[Tensor], Tensor]
+LOWEST_START = 50  # refining from below would change nothing worth having
 
 
 def removal_losses(
@@ -46,13 +47,17 @@ def control_losses(
     """Error of the frozen denoiser steered by the control being trained (DiffBIR, equation 4).
 
     Three quarters of the timesteps lie in the lower two fifths, where refining starts; the others keep the way from
-    pure noise open.
+    pure noise open. Half of the samples are the noisy condition in place of the noisy clean latent, as in the first
+    call of a refinement: trained on noisy clean latents alone, the network would take the condition's lack of detail,
+    seen through little noise, for a fact.
     """
     count, steps = len(latent), len(schedule)
     low = torch.rand(count, generator=generator) < 0.75
     timestep = torch.randint(steps, (count,), generator=generator)
     timestep = torch.where(low, timestep * 2 // 5, timestep)
-    args = (timestep, schedule, context, variance, generator)
+    first = (torch.rand(count, generator=generator) < 0.5) & (timestep >= LOWEST_START)
+    drift = torch.where(first.view(-1, 1, 1, 1).to(latent.device), condition - latent, 0)
+    args = (timestep, schedule, context, variance, generator, drift)
     return {"v": denoising_error(unet, control, latent, Condition(condition), *args)}
 
 
@@ -66,6 +71,7 @@ def denoising_error(
     context: Tensor,
     variance: Tensor,
     generator: Generator,
+    drift: Tensor | None = None,
 ) -> Tensor:
     """Squared error of the network output, each channel divided by what its target varies by.
 
@@ -74,12 +80,19 @@ def denoising_error(
     wide regions count once more: the overall tone is a thousandth of the plain error, so it would be learned last, and
     draws of a network that shrinks it towards the mean all have the same skin. The conditional mean, which is what the
     network learns, is the same for any positive weight.
+
+    `drift` `[B, C, h, w]` is what the sample's signal is wrong by: x_t is then latent + drift with noise, and counts as
+    the latent with other noise. At low noise that other noise is large; those samples count less.
     """
     noise = torch.randn(latent.shape, generator=generator).to(latent)
-    x_t = schedule.q_sample(latent, timestep, noise)
-    output = denoiser_output(unet, control, x_t, timestep, context.expand(len(latent), -1, -1), condition)
     abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
     weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
+    if drift is not None:
+        noise = noise + (abar / (1 - abar)).sqrt() * drift
+        drifted = drift.abs().amax((1, 2, 3), keepdim=True) > 0
+        weight = torch.where(drifted, weight * (4 * (1 - abar)).clamp(max=1), weight)
+    x_t = schedule.q_sample(latent, timestep, noise)
+    output = denoiser_output(unet, control, x_t, timestep, context.expand(len(latent), -1, -1), condition)
     error = weight.sqrt() * (output.float() - schedule.target(latent, noise, timestep))
     regions = (error.shape[-1] // 4, error.shape[-1])
     return (error**2).mean() + sum(side * (F.avg_pool2d(error, side) ** 2).mean() for side in regions)

@@ -144,3 +144,19 @@ def test_an_error_of_the_overall_tone_costs_more_than_noise_of_the_same_energy()
 
     nothing = cost(torch.zeros_like(white))
     assert cost(tone) - nothing > 5 * (cost(white) - nothing) > 0
+
+
+def test_a_drifted_sample_is_the_noisy_drifted_latent_and_its_target_the_latent() -> None:
+    schedule, latent, timestep = mini_schedule(), torch.randn(2, 4, 8, 8), torch.tensor([100, 600])
+    drift, seen = torch.randn_like(latent), {}
+
+    def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> SimpleNamespace:
+        signal, sigma = (value.sqrt().float().view(-1, 1, 1, 1) for value in (seen["abar"], 1 - seen["abar"]))
+        seen["noise"] = (x - signal * (latent + drift)) / sigma
+        return SimpleNamespace(sample=(signal * x - latent) / sigma)  # the velocity that stands for `latent`
+
+    seen["abar"] = schedule.level(timestep)
+    generator = torch.Generator().manual_seed(1)
+    error = denoising_error(network, None, latent, None, timestep, schedule, CONTEXT, ONES, generator, drift)
+    assert float(error) < 1e-8
+    assert torch.allclose(seen["noise"], torch.randn(latent.shape, generator=generator.manual_seed(1)), atol=1e-4)
