@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import ImageBank, some_gray
-from adapt.evaluate import haarpsi, psnr, ssim
+from adapt.evaluate import psnr, ssim
 from adapt.seeds import generator_of
 from adapt.training import ComputeLosses, Evaluate, TrainingPlan
 from pseudo_targets.consistency import LowPassReplacement
@@ -172,7 +172,7 @@ def control_job(
         chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
         refined = torch.cat([refine(prior, part, trajectory, keep, seeds) for part, seeds in chunks])
         images = {"lq": lq, "reference": reference, "refined": refined}
-        measures = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
+        measures = {"psnr": psnr, "ssim": ssim}
         scores = {
             f"{measure}_{name}": float(score(image, validation).mean())
             for measure, score in measures.items()
