@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image, `[B, 3, H, W]` in `[0, 1]` -> `[B]`."""
-    return -10 * (image.clamp(0, 1) - reference.clamp(0, 1)).square().mean((1, 2, 3)).log10()
+    """Peak signal-to-noise ratio in dB of each image, `[B, 3, H, W]` in `[0, 1]` -> `[B]`; 100 for equal images."""
+    return -10 * (image.clamp(0, 1) - reference.clamp(0, 1)).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
 def ssim(image: Tensor, reference: Tensor) -> Tensor:

@@ -261,7 +261,7 @@ def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) ->
 
 def _fit_quality(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
     removal, restorer = load_removal(output), load_compact(output / "compact.safetensors")
-    degrade = GenericDegradation()
+    degrade = GenericDegradation(clean_probability=0)
     clean = bank.images[:: max(1, len(bank) // 700)].float()
     images, decibels = graded_images(clean, degrade, restorer, generator_of("quality"))
     quality = fit_quality(removal, images, decibels)

@@ -33,7 +33,6 @@ from pseudo_targets.priors import Prior
 from pseudo_targets.sampling import Trajectory, refine
 from recipes.load import load_recipe
 from recipes.schema import Generation
-from restorers.degradations import GenericDegradation
 from restorers.zoo import load_restorer
 
 
@@ -74,7 +73,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, object]], Tenso
     """One dict a row, and a sheet: photos, stage 1, refined, clean."""
     settings = load_recipe(options.recipe, ()).generation
     clean = load_clean(options.validation, 128).images.float()[:: options.every]
-    lq = fixed_pairs(clean, GenericDegradation())
+    lq = fixed_pairs(clean)
     stage1 = restore_all(load_restorer("compact").module.eval(), lq)
     prior, removal = load_mini(), load_removal()
     wanted = features(removal, clean)

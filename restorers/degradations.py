@@ -30,13 +30,15 @@ class GenericDegradation:
     jpeg_quality: tuple[float, float] = (25.0, 95.0)
     skip_probability: float = 0.25
     """Chance of each step to be left out for a chunk, so that mild inputs are seen too."""
+    clean_probability: float = 0.1
+    """Chance of an image to stay as it is: a restorer that never saw a good photo softens every one it gets."""
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """Degrades each image of the batch on its own; chunks of four share the resampling factor."""
         return torch.cat([self._chunk(chunk, generator) for chunk in image.split(4)])
 
-    def _chunk(self, x: Tensor, generator: Generator) -> Tensor:
-        count, _, height, width = x.shape
+    def _chunk(self, image: Tensor, generator: Generator) -> Tensor:
+        x, (count, _, height, width) = image, image.shape
         skip = _uniform(5, (0.0, 1.0), generator) < self.skip_probability
         if not skip[0]:
             x = blur(x, elliptic_kernels(count, self.blur_sigma, generator))
@@ -48,7 +50,9 @@ class GenericDegradation:
             x = add_shot_noise(x, _uniform(count, self.poisson, generator), generator)
         if not skip[4]:
             x = jpeg(x.clamp(0, 1), _uniform(count, self.jpeg_quality, generator))
-        return resize(x, (height, width), int(_uniform(1, (0, 2), generator))).clamp(0, 1)
+        x = resize(x, (height, width), int(_uniform(1, (0, 2), generator))).clamp(0, 1)
+        clean = (_uniform(count, (0.0, 1.0), generator) < self.clean_probability).view(-1, 1, 1, 1)
+        return torch.where(clean.to(x.device), image, x)
 
 
 def luma(image: Tensor) -> Tensor:

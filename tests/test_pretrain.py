@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from adapt.cli import main
 from adapt.dataset import ImageBank, some_gray
 from adapt.photos import write_photo
+from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
 from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, mini_schedule
 from pseudo_targets.pretrain import denoising_error
 from restorers.compact import load_compact
+from restorers.degradations import GenericDegradation
 from tests.tiny import blobs
 
 CONTEXT, ONES = torch.zeros(1, 1, 4), torch.ones(4)
@@ -160,3 +162,11 @@ def test_a_drifted_sample_is_the_noisy_drifted_latent_and_its_target_the_latent(
     error = denoising_error(network, None, latent, None, timestep, schedule, CONTEXT, ONES, generator, drift)
     assert float(error) < 1e-8
     assert torch.allclose(seen["noise"], torch.randn(latent.shape, generator=generator.manual_seed(1)), atol=1e-4)
+
+
+def test_some_photos_stay_clean_so_that_good_ones_are_left_alone() -> None:
+    images = blobs(200, 32)
+    degraded = GenericDegradation(clean_probability=0.2)(images, generator_of("clean"))
+    untouched = (degraded == images).all(3).all(2).all(1).float().mean()
+    assert 0.1 < float(untouched) < 0.3
+    assert float((fixed_pairs(images) == images).all(3).all(2).all(1).float().mean()) < 0.03
