@@ -82,13 +82,14 @@ def gfpgan_torch(net: nn.Module, image: Tensor) -> Call:
 
 
 def seconds(calls: dict[str, Call], repeats: int) -> dict[str, float]:
-    """Median wall time of each call, after one call to warm up."""
+    """Median wall time of each call in a steady state: in turn, `repeats` calls of each after one to warm up, twice."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(repeats + 1):
+    for _ in range(2):
         for name, call in calls.items():
-            start = time.perf_counter()
             call()
-            if number:
+            for _ in range(repeats):
+                start = time.perf_counter()
+                call()
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
