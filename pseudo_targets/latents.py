@@ -39,14 +39,18 @@ class PatchLatents(nn.Module):
         return self.basis.shape[0]
 
     def encode(self, image: Tensor) -> Tensor:
-        """`[B, 3, H, W]` in `[0, 1]` -> `[B, C, H/p, W/p]`."""
+        """`[B, 3, H, W]` in `[0, 1]` -> `[B, C, H/p, W/p]`, float32 also under autocast."""
         patches = torch.nn.functional.pixel_unshuffle(2 * image - 1, self.patch)  # [B, 3pp, H/p, W/p]
         centred = patches - self.mean.view(1, -1, 1, 1)
-        return torch.einsum("ck,bkhw->bchw", self.basis, centred.float()) * self.scaling
+        # A basis rounded to bfloat16 is not orthogonal: brightness would leak into the channels of fine detail.
+        with torch.autocast(image.device.type, enabled=False):
+            return torch.einsum("ck,bkhw->bchw", self.basis, centred.float()) * self.scaling
 
     def decode(self, latent: Tensor) -> Tensor:
-        """`[B, C, h, w]` -> `[B, 3, h*p, w*p]`, about `[0, 1]`."""
-        patches = torch.einsum("ck,bchw->bkhw", self.basis, latent.float() / self.scaling) + self.mean.view(1, -1, 1, 1)
+        """`[B, C, h, w]` -> `[B, 3, h*p, w*p]`, about `[0, 1]`, float32 also under autocast."""
+        with torch.autocast(latent.device.type, enabled=False):
+            patches = torch.einsum("ck,bchw->bkhw", self.basis, latent.float() / self.scaling)
+        patches = patches + self.mean.view(1, -1, 1, 1)
         return (torch.nn.functional.pixel_shuffle(patches, self.patch) + 1) / 2
 
 
