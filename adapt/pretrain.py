@@ -34,10 +34,10 @@ Say = Callable[[str], None]
 DEFAULTS = {
     "restorer": TrainingPlan(steps=24000, learning_rate=2e-3, warmup=200),
     "removal": TrainingPlan(steps=2300, learning_rate=5e-4, warmup=200),
-    "prior": TrainingPlan(steps=3600, learning_rate=5e-4, warmup=300),
-    "control": TrainingPlan(steps=1500, learning_rate=5e-4, warmup=100),
+    "prior": TrainingPlan(steps=12900, learning_rate=4e-4, warmup=300),
+    "control": TrainingPlan(steps=3100, learning_rate=5e-4, warmup=100),
 }
-"""What the embedded weights were trained with."""
+"""What the embedded weights were trained with, stages added up."""
 
 
 @dataclass(frozen=True)
