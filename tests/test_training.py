@@ -94,7 +94,7 @@ def test_the_schedule_warms_up_and_falls_to_its_final_rate() -> None:
 
 def test_the_validation_curve_has_about_a_dozen_points_and_ends_with_the_result(tmp_path: Path) -> None:
     def evaluate(net: nn.Module) -> dict[str, float]:
-        return {"sum": float(sum(p.sum() for p in net.parameters()))}
+        return {"sum": sum(float(p.detach().sum()) for p in net.parameters())}
 
     plan = TrainingPlan(steps=49, learning_rate=0.05)
     done = train(linear(), losses, plan, make_accelerator(CPU, "no"), tmp_path / "a.pt", log_every=2, evaluate=evaluate)
