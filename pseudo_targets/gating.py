@@ -20,7 +20,7 @@ class Thresholds:
     """Limits of the gate; a target that breaks one is rejected with that reason.
 
     Attributes:
-        low_band: largest root mean square difference between the low bands of target and photo, tone aligned.
+        low_band: largest root mean square difference between the low bands of target and photo.
         spread: largest mean standard deviation between the candidates.
         quality: smallest quality, in dB of predicted PSNR (`pseudo_targets.quality`).
         identity: smallest cosine similarity between the identities of target and cleaned photo.
@@ -54,15 +54,10 @@ class PseudoTarget:
 
 
 def low_band_difference(image: Tensor, photo: Tensor, factor: int = 8) -> Tensor:
-    """Root mean square difference of the block means after the best gain and offset of each channel, `[B]`.
-
-    Cameras change tone, and a restoration that gives it back must not count as drift; contrast is not turned around.
-    """
+    """Root mean square difference of the block means, with the overall tone removed, `[B]`."""
     filter_ = BlockMean(factor)
-    low, wanted = (band - band.mean((2, 3), keepdim=True) for band in (filter_(image), filter_(photo)))
-    energy = low.square().sum((2, 3), keepdim=True).clamp(min=1e-8)
-    gain = ((low * wanted).sum((2, 3), keepdim=True) / energy).clamp(min=0)
-    return (gain * low - wanted).square().mean((1, 2, 3)).sqrt()
+    difference = filter_(image) - filter_(photo)
+    return (difference - difference.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
 
 
 def confidence_map(candidates: Tensor, scale: float = 0.04) -> Tensor:

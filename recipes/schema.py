@@ -65,7 +65,7 @@ class Gate(_Section):
     """Limits that a pseudo target must keep to be used."""
 
     low_band: Annotated[float, Field(gt=0)] = 0.06
-    """Largest difference of the low bands of target and photo, tone aligned."""
+    """Largest difference of the low bands of target and photo, tone removed."""
     spread: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean standard deviation between the draws."""
     quality: float = 24.0
