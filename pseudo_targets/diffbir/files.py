@@ -1,0 +1,130 @@
+"""Published files in the user's cache: where they lie, reading them without running anything, storing what they become.
+
+Nothing is downloaded. A file is read as plain tensors (safetensors, or `torch.load(weights_only=True)`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pseudo_targets.embedded import WeightsError
+
+
+class _Inert:
+    """Stands for a class that a training library left in a file; it does nothing."""
+
+
+# Checkpoints written by Lightning name this class as a key beside the weights.
+_NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+
+
+def cache_folder() -> Path:
+    """`$ADAPT_CACHE/diffbir`, or `~/.cache/adapt/diffbir`."""
+    root = os.environ.get("ADAPT_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "adapt") / "diffbir"
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file `name` in `folder`, or the same file as safetensors; None when neither is there."""
+    candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a published file; a `state_dict` wrapper and `module.` prefixes are removed.
+
+    Raises:
+        WeightsError: not a readable table of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.serialization.safe_globals([(_Inert, name) for name in _NAMES_ONLY]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{path}: cannot be read as plain tensors ({reason}); is the download complete?") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: holds no table of tensors, expected a state dict")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file of any size, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def store(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes safetensors whole or not at all, also when several processes write the same file.
+
+    Raises:
+        WeightsError: the disk refuses.
+    """
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}.safetensors"
+    # Two of the tensors may be parts of one published tensor, which safetensors does not store.
+    separate = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(separate, temporary, metadata=dict(metadata))
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error}); free some disk space or set ADAPT_CACHE") from error
+    finally:
+        with suppress(OSError):  # it is in place already, or the error that is under way says more
+            temporary.unlink()
+
+
+def read_stored(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `store` wrote: the tensors in float32, and the metadata.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: is damaged ({error}); delete it, and it is made again") from error
+
+
+def stored_origin(path: Path) -> dict[str, str]:
+    """The metadata of a stored file, without reading its tensors; empty when there is none or it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}  # it is made again
+
+
+def origin_of(paths: Iterable[Path]) -> dict[str, str]:
+    """Metadata that tells which files a conversion came from: name, size and digest of each."""
+    facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    return {"origin": json.dumps(facts, sort_keys=True)}
+
+
+def comes_from(origin: Mapping[str, str], paths: Iterable[Path]) -> bool:
+    """Whether a stored conversion was made from these files, judged by name and size."""
+    facts = json.loads(origin.get("origin", "{}"))
+    return all(facts.get(path.name, {}).get("bytes") == path.stat().st_size for path in paths)
