@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 
+from pseudo_targets.diffbir.published import load_diffbir
 from pseudo_targets.embedded import load_mini
 from pseudo_targets.priors import Prior
 
@@ -13,7 +15,12 @@ class UnknownPriorError(ValueError):
     """No prior bears this name."""
 
 
-PRIORS: dict[str, Callable[[], Prior]] = {"mini": load_mini}
+PRIORS: dict[str, Callable[[], Prior]] = {
+    "mini": load_mini,
+    "diffbir-v1": partial(load_diffbir, "diffbir-v1"),
+    "diffbir-v2": partial(load_diffbir, "diffbir-v2"),
+    "diffbir-v2.1": partial(load_diffbir, "diffbir-v2.1"),
+}
 
 
 def load_prior(name: str) -> Prior:
@@ -21,6 +28,7 @@ def load_prior(name: str) -> Prior:
 
     Raises:
         UnknownPriorError: unknown name.
+        WeightsError: its weights are missing or are not what they should be.
     """
     if name not in PRIORS:
         close = difflib.get_close_matches(name, PRIORS, 1)

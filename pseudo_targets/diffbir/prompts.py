@@ -1,0 +1,67 @@
+"""Prompts to token ids and to the embeddings that steer the networks.
+
+OpenCLIP pads with id 0 and keeps the end token last when it cuts a long prompt. The empty prompt needs no vocabulary;
+any other needs Stable Diffusion 2's tokenizer files in the cache.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pseudo_targets.diffbir.networks import Sizes
+from pseudo_targets.embedded import WeightsError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+
+
+def empty_prompt(sizes: Sizes) -> Tensor:
+    """Token ids of the empty prompt, int64 `[1, 77]`."""
+    return _framed([], sizes)
+
+
+def token_ids(prompts: Sequence[str], folder: Path, sizes: Sizes) -> Tensor:
+    """Token ids, int64 `[len(prompts), 77]`, with the vocabulary in `folder`.
+
+    Raises:
+        WeightsError: the vocabulary is not there although a prompt has words, or transformers is not installed.
+    """
+    if not any(prompts):
+        return empty_prompt(sizes).expand(len(prompts), -1)
+    absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if absent:
+        raise WeightsError(
+            f"prompts need {' and '.join(absent)} in {folder}: copy the `tokenizer` folder of Stable Diffusion 2.1"
+        )
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError as error:
+        raise WeightsError("prompts need transformers: pip install 'adapt-restorer[diffbir]'") from error
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # Entities are resolved twice, as captions taken from web pages were when the tower was trained.
+    words = [html.unescape(html.unescape(prompt)).strip() for prompt in prompts]
+    return torch.cat([_framed(tokenizer(text, add_special_tokens=False)["input_ids"], sizes) for text in words])
+
+
+@torch.no_grad()
+def embed(tower: CLIPTextModel, ids: Tensor) -> Tensor:
+    """Token ids `[B, 77]` -> context `[B, 77, width]` (penultimate block, final norm)."""
+    return tower(input_ids=ids).last_hidden_state
+
+
+def _framed(ids: Sequence[int], sizes: Sizes) -> Tensor:
+    """Start and end token around the ids, cut or padded with 0 to the tower's length; `[1, length]`."""
+    shape = sizes.clip["text_cfg"]
+    start, end, length = shape["vocab_size"] - 2, shape["vocab_size"] - 1, shape["context_length"]
+    row = torch.zeros(1, length, dtype=torch.long)
+    kept = [start, *ids[: length - 2], end]
+    row[0, : len(kept)] = torch.tensor(kept)
+    return row

@@ -1,0 +1,163 @@
+"""DiffBIR's second stage as published: classifier-free guidance, start point, noise augmentation, solvers.
+
+The loop of this project is `pseudo_targets.sampling.refine`, which takes any prior. What is here reproduces the published
+results of DiffBIR itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pseudo_targets.diffbir import solvers
+from pseudo_targets.diffbir.solvers import Noise, Output
+from pseudo_targets.priors import Condition, LatentPrior, denoiser_output
+from pseudo_targets.schedule import NoiseSchedule, rescale_cfg
+
+Solver = Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
+Start = Literal["noise", "condition"]
+
+
+class SettingsError(ValueError):
+    """Sampling settings that do not fit; the message says what was got and what is expected."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an image is sampled; the defaults are version 1's.
+
+    Attributes:
+        solver: `spaced` is ancestral sampling on an evenly respaced chain; `edm_*` are solvers in Karras' form, of use
+            with networks that predict velocity.
+        steps: network evaluations along the way; guidance doubles them, `edm_heun` nearly so again.
+        guidance: scale s of classifier-free guidance, output = u + s (c - u); 1 needs no second evaluation.
+        rescale: let the scale rise late, from 1 to 1 + s (`rescale_cfg`).
+        strength: factor on IRControlNet's residuals.
+        start: pure noise, or the condition noised to the last timestep.
+        augmentation: timestep to which the condition is noised; 0 leaves it clean, higher frees the result from it.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    solver: Solver = "spaced"
+    steps: int = 50
+    guidance: float = 1.0
+    rescale: bool = False
+    strength: float = 1.0
+    start: Start = "noise"
+    augmentation: int = 0
+
+    def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver) or self.start not in get_args(Start):
+            raise SettingsError(
+                f"got solver {self.solver!r}, start {self.start!r}, expected one of {', '.join(get_args(Solver))} "
+                f"and one of {', '.join(get_args(Start))}"
+            )
+        if self.steps < 1 or self.augmentation < 0 or self.strength < 0:
+            raise SettingsError(
+                f"got steps {self.steps}, augmentation {self.augmentation}, strength {self.strength}, "
+                "expected at least 1, 0 and 0"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A prior's networks under one condition, with classifier-free guidance over the text (Ho and Salimans 2022, eq. 6).
+
+    The image condition is in both branches; they differ in the text alone.
+
+    Attributes:
+        prior: networks and schedule.
+        condition: latent of the cleaned image `[B, C, h, w]` and strength.
+        positive: context `[1 or B, tokens, width]`.
+        negative: context of the branch that guidance leads away from, or None for no guidance.
+        scale: guidance scale.
+        rescale: whether the scale follows `rescale_cfg`.
+    """
+
+    prior: LatentPrior
+    condition: Condition
+    positive: Tensor
+    negative: Tensor | None = None
+    scale: float = 1.0
+    rescale: bool = False
+
+    def output(self, x_t: Tensor, timestep: int) -> Tensor:
+        """The guided network output for `x_t` `[B, C, h, w]`, in the network's own parameterisation."""
+        steps = len(self.prior.schedule)
+        scale = rescale_cfg(self.scale, timestep, steps) if self.rescale else self.scale
+        positive = self._evaluate(x_t, timestep, self.positive)
+        if self.negative is None or scale == 1:
+            return positive
+        negative = self._evaluate(x_t, timestep, self.negative)
+        return negative + scale * (positive - negative)
+
+    def _evaluate(self, x_t: Tensor, timestep: int, context: Tensor) -> Tensor:
+        prior = self.prior
+        times = torch.full((len(x_t),), timestep)
+        context = context.expand(len(x_t), -1, -1)
+        return denoiser_output(prior.unet, prior.control, x_t, times, context, self.condition).float()
+
+
+_SOLVERS: dict[str, Callable[[Output, NoiseSchedule, Tensor, int, Noise], Tensor]] = {
+    "spaced": solvers.spaced,
+    "ddim": solvers.ddim,
+    "edm_euler": solvers.edm_euler,
+    "edm_heun": solvers.edm_heun,
+    "edm_dpm++_2m": solvers.edm_dpmpp_2m,
+    "edm_dpm++_3m_sde": solvers.edm_dpmpp_3m_sde,
+}
+
+
+@torch.no_grad()
+def restore(
+    prior: LatentPrior,
+    clean: Tensor,
+    settings: Settings,
+    noise: Noise,
+    multiple: int = 64,
+    positive: Tensor | None = None,
+    negative: Tensor | None = None,
+) -> Tensor:
+    """Regenerates the detail of cleaned images, before the colour fix (Lin et al. 2024, section 3.3).
+
+    Args:
+        clean: `[B, 3, H, W]` in `[0, 1]`, the output of stage 1; padded with black below and on the right.
+        noise: gives unit normal noise shaped like its argument; called for the start, for the augmentation where there
+            is one, and then at each step that adds noise.
+        multiple: what the sides of the padded image are multiples of (`image_multiple`).
+        positive: context `[1 or B, tokens, width]`; None is the prior's empty prompt.
+        negative: context to lead away from; None turns guidance off.
+
+    Returns:
+        `[B, 3, H, W]`, about `[0, 1]`, not clamped.
+    """
+    schedule, last = prior.schedule, len(prior.schedule) - 1
+    latent = prior.encode(pad_to_multiple(clean, multiple))
+    x = noise(latent)
+    if settings.start == "condition":
+        x = schedule.q_sample(latent, last, x)
+    if settings.augmentation:
+        latent = schedule.q_sample(latent, settings.augmentation, noise(latent))
+    denoiser = Denoiser(
+        prior,
+        Condition(latent, settings.strength),
+        prior.context if positive is None else positive,
+        negative,
+        settings.guidance,
+        settings.rescale,
+    )
+    x = _SOLVERS[settings.solver](denoiser.output, schedule, x, settings.steps, noise)
+    return prior.decode(x)[..., : clean.shape[-2], : clean.shape[-1]]
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """`image` `[B, C, H, W]` with zeros added below and on the right until both sides are multiples of `multiple`."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
