@@ -111,9 +111,9 @@ def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes = PUBLISHED
     Raises:
         WeightsError: files are missing, unreadable, or do not hold the tensors they should.
     """
-    version, folder = VERSIONS[name], folder or files.cache_folder()
-    _ensure_converted(version, folder, sizes)
-    tensors, metadata = files.read_stored(_stored(version, folder))
+    version, place = VERSIONS[name], folder or files.cache_folder()
+    _ensure_converted(version, place, sizes)
+    tensors, metadata = files.read_stored(_stored(version, place))
     digests = [fact["sha256"] for _, fact in sorted(json.loads(metadata["origin"]).items())]
     with torch.device("meta"):
         unet = build_unet(sizes)
@@ -138,9 +138,9 @@ def load_text_tower(name: str, folder: Path | None = None, sizes: Sizes = PUBLIS
     Raises:
         WeightsError: as `load_diffbir`, or transformers is not installed.
     """
-    version, folder = VERSIONS[name], folder or files.cache_folder()
-    _ensure_converted(version, folder, sizes)
-    tensors, _ = files.read_stored(_stored(version, folder, "text"))
+    version, place = VERSIONS[name], folder or files.cache_folder()
+    _ensure_converted(version, place, sizes)
+    tensors, _ = files.read_stored(_stored(version, place, "text"))
     return _filled(build_text_tower(sizes), tensors, "")
 
 
@@ -214,5 +214,6 @@ def _filled(module: M, tensors: Mapping[str, Tensor], prefix: str) -> M:
     try:
         module.load_state_dict(own, assign=True)
     except RuntimeError as error:
-        raise WeightsError(f"converted DiffBIR weights do not fit the networks: delete *.converted.* ({error})") from error
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"converted weights do not fit the networks, delete *.converted.*: {reason}") from error
     return module.eval().requires_grad_(False)

@@ -1,7 +1,6 @@
 """DiffBIR's second stage as published: classifier-free guidance, start point, noise augmentation, solvers.
 
-The loop of this project is `pseudo_targets.sampling.refine`, which takes any prior. What is here reproduces the published
-results of DiffBIR itself.
+The loop of this project is `pseudo_targets.sampling.refine`, which takes any prior; this one gives what DiffBIR gives.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A prior's networks under one condition, with classifier-free guidance over the text (Ho and Salimans 2022, eq. 6).
+    """A prior's networks under one condition, with classifier-free guidance over the text (Ho and Salimans 2022).
 
     The image condition is in both branches; they differ in the text alone.
 

@@ -23,7 +23,7 @@ Denoised = Callable[[Tensor, int], Tensor]
 
 
 def spaced(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: Noise) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) on `steps` evenly spaced timesteps; noise is drawn every step."""
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) on `steps` evenly spaced timesteps; each step draws noise."""
     chain = respace(schedule, spaced_timesteps(len(schedule), [steps]))
     for i in reversed(range(len(chain))):
         timestep = chain.timesteps[i]

@@ -1,0 +1,114 @@
+"""Whole runs of DiffBIR's second stage with the fixtures' networks and recorded noises."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pseudo_targets.color_fix import wavelet_color_fix
+from pseudo_targets.diffbir import solvers
+from pseudo_targets.diffbir.networks import image_multiple
+from pseudo_targets.diffbir.sampling import Denoiser, Settings, pad_to_multiple, restore
+from pseudo_targets.priors import Condition
+from tests.parity.parity_files import arrays, config, names, needs_fixtures, relative, tensors
+from tests.parity.tiny_diffbir import Replay, tiny_prior, tiny_sizes
+
+pytestmark = needs_fixtures
+
+FINAL = {
+    "v1v2_eps_ddim5": solvers.ddim,
+    "v21_v_ddim5": solvers.ddim,
+    "v21_v_edm_euler_5": solvers.edm_euler,
+    "v21_v_edm_heun_5": solvers.edm_heun,
+    "v21_v_edm_dpm++_2m_5": solvers.edm_dpmpp_2m,
+}
+
+
+def denoiser(version: str, guided: bool = True, rescale: bool = False) -> Denoiser:
+    """The networks under the condition that all recorded runs share."""
+    inputs = tensors("diffbir_traj_inputs")
+    return Denoiser(
+        tiny_prior(version),
+        Condition(inputs["c_img"]),
+        inputs["c_txt_pos"],
+        inputs["c_txt_neg"] if guided else None,
+        config("diffbir")["cfg_scale"] if guided else 1.0,
+        rescale,
+    )
+
+
+@torch.no_grad()
+def test_the_condition_is_the_latent_of_the_image() -> None:
+    inputs = tensors("diffbir_traj_inputs")
+    assert relative(tiny_prior("v1v2").encode(inputs["image01"]), inputs["c_img"]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", names("traj_spaced_*"))
+def test_spaced_run(name: str) -> None:
+    run, version = tensors(name), "v21" if "_v_" in name else "v1v2"
+    network = denoiser(version, "nocfg" not in name, "rescale" in name)
+    outputs, noise = [], Replay(run["noises"])
+
+    def output(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        outputs.append(network.output(x, timestep))
+        return outputs[-1]
+
+    start = tensors("diffbir_traj_inputs")["x_T"]
+    final = solvers.spaced(output, network.prior.schedule, start, len(run["timesteps"]), noise)
+    for ours, theirs in zip(outputs, run["model_output_after_cfg"], strict=True):
+        assert relative(ours, theirs) < 1e-4
+    assert relative(final, run["z_final"]) < 1e-4
+    assert noise.used_up
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(FINAL))
+def test_final_latents_of_other_solvers(name: str) -> None:
+    recorded = tensors("samplers_final")
+    if name not in recorded:
+        pytest.skip(f"{name} is not in this set of fixtures")
+    network = denoiser("v21" if name.startswith("v21") else "v1v2")
+    start = tensors("diffbir_traj_inputs")["x_T"]
+    final = FINAL[name](network.output, network.prior.schedule, start, 5, torch.zeros_like)
+    assert relative(final, recorded[name]) < 1e-3
+
+
+@torch.no_grad()
+def test_the_stochastic_solver_of_third_order() -> None:
+    run, network = tensors("sampler_edm_dpmpp_3m_sde"), denoiser("v21", rescale=True)
+    noise, start = Replay(run["noises"]), tensors("diffbir_traj_inputs")["x_T"]
+    steps = len(run["sigmas"]) - 1
+    final = solvers.edm_dpmpp_3m_sde(network.output, network.prior.schedule, start, steps, noise)
+    assert relative(final, run["z_final"]) < 1e-3
+    assert noise.used_up
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("e2e_spaced_eps", {}),
+        (
+            "e2e_spaced_eps_condstart_noiseaug",
+            {"start": "condition", "augmentation": 50, "strength": 0.8, "rescale": True},
+        ),
+    ],
+)
+def test_from_the_cleaned_image_to_eight_bits(name: str, changes: dict) -> None:
+    run = tensors(name)
+    settings = Settings(steps=4, guidance=config("diffbir")["cfg_scale"], **changes)
+    noise, multiple = Replay(run["noises"]), image_multiple(tiny_sizes())
+    result = restore(tiny_prior("v1v2"), run["clean01"], settings, noise, multiple, run["c_txt_pos"], run["c_txt_neg"])
+    assert noise.used_up
+    assert relative(2 * result - 1, run["sample"]) < 1e-4
+    fixed = wavelet_color_fix(result, run["clean01"])
+    assert relative(fixed, run["after_wavelet"]) < 1e-4
+    resized = F.interpolate(fixed, run["after_resize"].shape[-2:], mode="bicubic", antialias=True)
+    assert relative(resized, run["after_resize"]) < 1e-4
+    eight_bits = (resized * 255).clamp(0, 255).to(torch.uint8).numpy().astype(np.int64)
+    assert np.abs(eight_bits - arrays(name)["uint8"].astype(np.int64)).max() <= 1
+
+
+def test_padding() -> None:
+    recorded = tensors("pipeline_utils")
+    assert torch.equal(pad_to_multiple(recorded["img"], 64), recorded["pad64"])

@@ -1,0 +1,238 @@
+"""DiffBIR from files in the cache to images, with tiny checkpoints in the full published layouts."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pseudo_targets.diffbir import files, solvers
+from pseudo_targets.diffbir.convert import ConversionError, convert_control, split_checkpoint
+from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, image_multiple
+from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
+from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
+from pseudo_targets.diffbir.sampling import Settings, SettingsError, pad_to_multiple, restore
+from pseudo_targets.embedded import WeightsError
+from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
+from pseudo_targets.zoo import load_prior
+from tests.diffbir_files import TINY, base_state, control_state, put_files, whole_state
+from tests.tiny import blobs
+
+NAME = "diffbir-v2.1"
+BASE, CONTROL = "sd2.1-base-zsnr-laionaes5.ckpt", "DiffBIR_v2.1.pt"
+
+
+def answer(prior: LatentPrior) -> Tensor:
+    latent = prior.encode(blobs(1, TINY.resolution))
+    return prior.denoise(latent, torch.tensor([500]), Condition(latent))
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", ["diffbir-v1", "diffbir-v2", "diffbir-v2.1"])
+def test_missing_files_are_named_with_the_place_to_put_them(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as error:
+        load_prior(name)
+    text = one_line(error)
+    assert str(tmp_path / "diffbir") in text
+    assert ".ckpt and " in text
+    assert ("face_full_v1.ckpt alone" in text) == (name == "diffbir-v1")
+
+
+def test_only_what_is_missing_is_asked_for(tmp_path):
+    torch.save(control_state(), tmp_path / CONTROL)
+    with pytest.raises(WeightsError) as error:
+        load_diffbir(NAME, tmp_path, TINY)
+    assert BASE in one_line(error) and CONTROL not in one_line(error)
+
+
+def test_converted_once_then_the_published_files_are_not_needed(tmp_path):
+    put_files(tmp_path)
+    first = load_diffbir(NAME, tmp_path, TINY)
+    assert first.schedule.prediction_type == "v_prediction"
+    assert len(first.weights_sha256) == 64
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert not any(path.name.startswith(".tmp") for path in tmp_path.iterdir())
+
+    (tmp_path / BASE).unlink()
+    (tmp_path / CONTROL).unlink()
+    again = load_diffbir(NAME, tmp_path, TINY)
+    assert again.weights_sha256 == first.weights_sha256
+    assert torch.equal(answer(again), answer(first))
+
+
+def test_a_changed_file_is_converted_anew(tmp_path):
+    put_files(tmp_path)
+    first = load_diffbir(NAME, tmp_path, TINY)
+    torch.save({name: tensor.half() for name, tensor in control_state().items()}, tmp_path / CONTROL)
+    again = load_diffbir(NAME, tmp_path, TINY)
+    assert again.weights_sha256 != first.weights_sha256
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    assert not torch.equal(answer(again), answer(first))
+
+
+def test_safetensors_and_module_prefixes(tmp_path):
+    put_files(tmp_path)
+    expected = answer(load_diffbir(NAME, tmp_path, TINY))
+    other = tmp_path / "other"
+    other.mkdir()
+    wrapped = {f"module.{name}": tensor for name, tensor in control_state().items()}
+    save_file(wrapped, (other / CONTROL).with_suffix(".safetensors"))
+    torch.save({"state_dict": base_state()}, other / BASE)
+    assert torch.equal(answer(load_diffbir(NAME, other, TINY)), expected)
+
+
+def test_version_1_in_one_file(tmp_path):
+    torch.save({"state_dict": whole_state(), "global_step": 3}, tmp_path / "face_full_v1.ckpt")
+    prior = load_diffbir("diffbir-v1", tmp_path, TINY)
+    assert prior.schedule.prediction_type == "epsilon"
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    torch.save({"state_dict": base_state()}, parts / "v2-1_512-ema-pruned.ckpt")
+    torch.save(control_state(), parts / "v1_face.pth")
+    assert torch.equal(answer(prior), answer(load_diffbir("diffbir-v1", parts, TINY)))
+
+
+def test_the_context_is_the_embedding_of_the_empty_prompt(tmp_path):
+    put_files(tmp_path)
+    prior = load_diffbir(NAME, tmp_path, TINY)
+    tower = load_text_tower(NAME, tmp_path, TINY)
+    assert torch.equal(prior.context, embed(tower, empty_prompt(TINY)))
+    assert prior.context.shape == (1, 77, 16)
+
+
+def test_prompts_with_words_need_a_vocabulary(tmp_path):
+    assert token_ids(["", ""], tmp_path, PUBLISHED).tolist() == [[49406, 49407] + [0] * 75] * 2
+    with pytest.raises(WeightsError, match=r"vocab\.json and merges\.txt"):
+        token_ids(["sharp"], tmp_path, PUBLISHED)
+
+
+def test_faults_of_a_state_dict_are_all_named():
+    state = dict(control_state())
+    del state["zero_convs.0.0.weight"], state["time_embed.2.bias"]
+    state["input_hint_block.0.weight"] = torch.zeros(1)
+    state["input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+    state["middle_block.1.norm.bias"] = torch.zeros(())
+    with pytest.raises(ConversionError) as error:
+        convert_control(state, TINY)
+    text = one_line(error)
+    assert "missing tensors: time_embed.2.bias, zero_convs.0.0.weight" in text
+    assert "unexpected tensors: input_hint_block.0.weight" in text
+    assert "input_blocks.0.0.weight [32, 9, 3, 3]" in text
+    assert "middle_block.1.norm.bias []" in text
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (32, 4, 3, 3)])
+def test_a_first_convolution_of_any_other_shape_is_named(shape):
+    state = {**control_state(), "input_blocks.0.0.weight": torch.zeros(shape)}
+    with pytest.raises(ConversionError, match=r"input_blocks\.0\.0\.weight \["):
+        convert_control(state, TINY)
+
+
+def test_tensors_of_no_network_are_named():
+    with pytest.raises(ConversionError, match=r"unexpected tensors: a\.b, c"):
+        split_checkpoint({"c": torch.zeros(1), "a.b": torch.zeros(1), "betas": torch.zeros(1)}, "file")
+
+
+def test_a_class_that_lightning_left_behind_is_no_obstacle(tmp_path, monkeypatch):
+    path = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(path)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": path})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, path, module)
+    torch.save(
+        {"state_dict": {"w": torch.ones(2)}, "callbacks": {module.ModelCheckpoint: {"best": 0.1}}}, tmp_path / "x.ckpt"
+    )
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
+        monkeypatch.delitem(sys.modules, name)
+    assert files.read_checkpoint(tmp_path / "x.ckpt")["w"].tolist() == [1, 1]
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": Payload()}, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match=r"x\.ckpt: cannot be read as plain tensors") as error:
+        files.read_checkpoint(tmp_path / "x.ckpt")
+    one_line(error)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path, content, suffix):
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="bad"):
+        files.read_checkpoint(path)
+
+
+def test_restore_pads_and_crops_and_follows_its_settings(tmp_path):
+    put_files(tmp_path)
+    prior = load_diffbir(NAME, tmp_path, TINY)
+    clean = blobs(2, 16)[..., :13, :10]
+
+    def run(settings: Settings, **contexts: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return restore(prior, clean, settings, noise_from(generator), image_multiple(TINY), **contexts)
+
+    plain = run(Settings(steps=2))
+    assert plain.shape == clean.shape
+    assert torch.equal(plain, run(Settings(steps=2)))
+    negative = torch.randn(prior.context.shape, generator=torch.Generator().manual_seed(0))
+    for settings in (Settings(steps=2, guidance=4.0), Settings(steps=2, guidance=4.0, rescale=True)):
+        assert not torch.equal(plain, run(settings, negative=negative))
+    for settings in (Settings(steps=2, strength=0.5), Settings(steps=2, augmentation=100), Settings("ddim", steps=2)):
+        assert not torch.equal(plain, run(settings))
+
+
+def noise_from(generator: torch.Generator) -> solvers.Noise:
+    return lambda like: torch.randn(like.shape, generator=generator)
+
+
+@pytest.mark.parametrize("solver", ["spaced", "edm_euler", "edm_heun", "edm_dpmpp_2m", "edm_dpmpp_3m_sde"])
+def test_a_perfect_denoiser_gives_the_clean_latent(solver):
+    schedule = NoiseSchedule.from_betas(zero_terminal_snr(scaled_linear_betas()), "v_prediction")
+    generator = torch.Generator().manual_seed(0)
+    clean, start = torch.randn(2, 1, 4, 4, 4, generator=generator)
+
+    def output(x: Tensor, timestep: int) -> Tensor:
+        # v of the noise that leads from the clean latent to x: to_x0 then gives the clean latent back.
+        abar = float(schedule.level(timestep))
+        return (abar**0.5 * x - clean) / (1 - abar) ** 0.5
+
+    found = getattr(solvers, solver)(output, schedule, start, 6, noise_from(generator))
+    torch.testing.assert_close(found, clean, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"solver": "lms"}, {"start": "image"}, {"steps": 0}, {"augmentation": -1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(SettingsError, match="expected"):
+        Settings(**wrong)
+
+
+def test_images_are_padded_with_black_below_and_on_the_right():
+    padded = pad_to_multiple(torch.ones(1, 3, 65, 128), image_multiple(PUBLISHED))
+    assert padded.shape == (1, 3, 128, 128)
+    assert padded[..., :65, :].min() == 1 and padded[..., 65:, :].max() == 0
+
+
+def test_a_configuration_with_a_section_missing_is_refused():
+    with pytest.raises(SizesError, match="vae_cfg, clip_cfg, latent_scale_factor missing"):
+        Sizes.from_config({"unet_cfg": {}, "controlnet_cfg": {}}, 512)
+    config = {"unet_cfg": {"a": 1}, "controlnet_cfg": {"a": 2}, "vae_cfg": {}, "clip_cfg": {}, "latent_scale_factor": 1}
+    with pytest.raises(SizesError, match="differ in a"):
+        Sizes.from_config(config, 512)
