@@ -80,8 +80,7 @@ def store(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         WeightsError: the disk refuses.
     """
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}.safetensors"
-    # Two of the tensors may be parts of one published tensor, which safetensors does not store.
-    separate = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    separate = {name: _separate(tensor.detach()) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(separate, temporary, metadata=dict(metadata))
@@ -128,3 +127,10 @@ def comes_from(origin: Mapping[str, str], paths: Iterable[Path]) -> bool:
     """Whether a stored conversion was made from these files, judged by name and size."""
     facts = json.loads(origin.get("origin", "{}"))
     return all(facts.get(path.name, {}).get("bytes") == path.stat().st_size for path in paths)
+
+
+def _separate(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: safetensors does not store two parts of one published tensor as they are."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)
