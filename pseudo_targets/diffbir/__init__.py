@@ -1,1 +1,14 @@
-"""DiffBIR (Lin et al. 2024) at its published sizes: published files, networks, sampling."""
+"""DiffBIR (Lin et al. 2024) at its published sizes: published files, networks, sampling.
+
+`load_prior("diffbir-v2.1")` reads files that you have put into `$ADAPT_CACHE/diffbir` (default
+`~/.cache/adapt/diffbir`); nothing is downloaded.
+
+| prior | files |
+|---|---|
+| `diffbir-v2.1` | `sd2.1-base-zsnr-laionaes5.ckpt` and `DiffBIR_v2.1.pt` |
+| `diffbir-v2` | `v2-1_512-ema-pruned.ckpt` and `v2.pth` |
+| `diffbir-v1` | `v2-1_512-ema-pruned.ckpt` and `v1_face.pth`, or `face_full_v1.ckpt` alone |
+
+Each may also be a `.safetensors` file of the same stem. The first load converts them, which needs transformers and
+memory for the whole of them, and stores the result beside them; later loads need neither the files nor transformers.
+"""
