@@ -49,11 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         WeightsError: not a readable table of tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        with torch.serialization.safe_globals([(_Inert, name) for name in _NAMES_ONLY]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{path}: cannot be read as plain tensors ({reason}); is the download complete?") from error
@@ -62,6 +58,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path}: holds no table of tensors, expected a state dict")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _safetensors(path: Path) -> object:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _pickled(path: Path) -> object:
+    with torch.serialization.safe_globals([(_Inert, name) for name in _NAMES_ONLY]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def sha256_of(path: Path) -> str:
