@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pseudo_targets.diffbir import files, solvers
 from pseudo_targets.diffbir.convert import ConversionError, convert_control, split_checkpoint
-from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, image_multiple
+from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_text_tower, image_multiple
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
 from pseudo_targets.diffbir.sampling import Settings, SettingsError, pad_to_multiple, restore
+from pseudo_targets.diffbir.tiles import TilesError, windows
 from pseudo_targets.embedded import WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
@@ -111,6 +112,18 @@ def test_the_context_is_the_embedding_of_the_empty_prompt(tmp_path):
     assert prior.context.shape == (1, 77, 16)
 
 
+def test_without_transformers_the_conversion_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsError, match=r"pip install 'adapt-restorer\[diffbir\]'"):
+        build_text_tower(TINY)
+
+
+@pytest.mark.parametrize(("tile", "stride"), [(8, 4), (4, 0), (4, 5)])
+def test_tiles_that_do_not_cover_the_latent_are_refused(tile, stride):
+    with pytest.raises(TilesError, match="expected 1 <= stride <= tile <= sides"):
+        list(windows(6, 9, tile, stride))
+
+
 def test_prompts_with_words_need_a_vocabulary(tmp_path):
     assert token_ids(["", ""], tmp_path, PUBLISHED).tolist() == [[49406, 49407] + [0] * 75] * 2
     with pytest.raises(WeightsError, match=r"vocab\.json and merges\.txt"):
@@ -195,8 +208,8 @@ def test_restore_pads_and_crops_and_follows_its_settings(tmp_path):
     negative = torch.randn(prior.context.shape, generator=torch.Generator().manual_seed(0))
     for settings in (Settings(steps=2, guidance=4.0), Settings(steps=2, guidance=4.0, rescale=True)):
         assert not torch.equal(plain, run(settings, negative=negative))
-    for settings in (Settings(steps=2, strength=0.5), Settings(steps=2, augmentation=100), Settings("ddim", steps=2)):
-        assert not torch.equal(plain, run(settings))
+    for changes in ({"strength": 0.5}, {"augmentation": 100}, {"tile": 4}, {"solver": "ddim"}):
+        assert not torch.equal(plain, run(Settings(steps=2, **changes)))
 
 
 def noise_from(generator: torch.Generator) -> solvers.Noise:
@@ -218,7 +231,9 @@ def test_a_perfect_denoiser_gives_the_clean_latent(solver):
     torch.testing.assert_close(found, clean, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"solver": "lms"}, {"start": "image"}, {"steps": 0}, {"augmentation": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"solver": "lms"}, {"start": "image"}, {"steps": 0}, {"augmentation": -1}, {"tile": 3}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError, match="expected"):
         Settings(**wrong)

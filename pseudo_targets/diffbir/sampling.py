@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pseudo_targets.diffbir import solvers
+from pseudo_targets.diffbir.denoiser import Denoiser
 from pseudo_targets.diffbir.solvers import Noise, Output
-from pseudo_targets.priors import Condition, LatentPrior, denoiser_output
-from pseudo_targets.schedule import NoiseSchedule, rescale_cfg
+from pseudo_targets.diffbir.tiles import TiledDenoiser
+from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.schedule import NoiseSchedule
 
 Solver = Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
 Start = Literal["noise", "condition"]
@@ -39,6 +41,7 @@ class Settings:
         strength: factor on IRControlNet's residuals.
         start: pure noise, or the condition noised to the last timestep.
         augmentation: timestep to which the condition is noised; 0 leaves it clean, higher frees the result from it.
+        tile: side in latents of tiles that overlap by half; 0 sees the latent whole.
 
     Raises:
         SettingsError: a value is out of range.
@@ -51,6 +54,7 @@ class Settings:
     strength: float = 1.0
     start: Start = "noise"
     augmentation: int = 0
+    tile: int = 0
 
     def __post_init__(self) -> None:
         if self.solver not in get_args(Solver) or self.start not in get_args(Start):
@@ -63,45 +67,8 @@ class Settings:
                 f"got steps {self.steps}, augmentation {self.augmentation}, strength {self.strength}, "
                 "expected at least 1, 0 and 0"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Denoiser:
-    """A prior's networks under one condition, with classifier-free guidance over the text (Ho and Salimans 2022).
-
-    The image condition is in both branches; they differ in the text alone.
-
-    Attributes:
-        prior: networks and schedule.
-        condition: latent of the cleaned image `[B, C, h, w]` and strength.
-        positive: context `[1 or B, tokens, width]`.
-        negative: context of the branch that guidance leads away from, or None for no guidance.
-        scale: guidance scale.
-        rescale: whether the scale follows `rescale_cfg`.
-    """
-
-    prior: LatentPrior
-    condition: Condition
-    positive: Tensor
-    negative: Tensor | None = None
-    scale: float = 1.0
-    rescale: bool = False
-
-    def output(self, x_t: Tensor, timestep: int) -> Tensor:
-        """The guided network output for `x_t` `[B, C, h, w]`, in the network's own parameterisation."""
-        steps = len(self.prior.schedule)
-        scale = rescale_cfg(self.scale, timestep, steps) if self.rescale else self.scale
-        positive = self._evaluate(x_t, timestep, self.positive)
-        if self.negative is None or scale == 1:
-            return positive
-        negative = self._evaluate(x_t, timestep, self.negative)
-        return negative + scale * (positive - negative)
-
-    def _evaluate(self, x_t: Tensor, timestep: int, context: Tensor) -> Tensor:
-        prior = self.prior
-        times = torch.full((len(x_t),), timestep)
-        context = context.expand(len(x_t), -1, -1)
-        return denoiser_output(prior.unet, prior.control, x_t, times, context, self.condition).float()
+        if self.tile < 0 or self.tile % 2:
+            raise SettingsError(f"got tile {self.tile}, expected an even number of latents, or 0")
 
 
 _SOLVERS: dict[str, Callable[[Output, NoiseSchedule, Tensor, int, Noise], Tensor]] = {
@@ -130,7 +97,7 @@ def restore(
         clean: `[B, 3, H, W]` in `[0, 1]`, the output of stage 1; padded with black below and on the right.
         noise: gives unit normal noise shaped like its argument; called for the start, for the augmentation where there
             is one, and then at each step that adds noise.
-        multiple: what the sides of the padded image are multiples of (`image_multiple`).
+        multiple: what the sides of the padded image are multiples of: `image_multiple`, or `image_patch` with tiles.
         positive: context `[1 or B, tokens, width]`; None is the prior's empty prompt.
         negative: context to lead away from; None turns guidance off.
 
@@ -152,7 +119,8 @@ def restore(
         settings.guidance,
         settings.rescale,
     )
-    x = _SOLVERS[settings.solver](denoiser.output, schedule, x, settings.steps, noise)
+    output = TiledDenoiser(denoiser, settings.tile, settings.tile // 2).output if settings.tile else denoiser.output
+    x = _SOLVERS[settings.solver](output, schedule, x, settings.steps, noise)
     return prior.decode(x)[..., : clean.shape[-2], : clean.shape[-1]]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pseudo_targets.diffbir.sampling import Denoiser
+from pseudo_targets.diffbir.denoiser import Denoiser
 from pseudo_targets.priors import Condition
 
 Window = tuple[int, int, int, int]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pseudo_targets.diffbir import solvers
-from pseudo_targets.diffbir.sampling import Denoiser
+from pseudo_targets.diffbir.denoiser import Denoiser
 from pseudo_targets.diffbir.tiles import TiledDenoiser, gaussian_weights, windows
 from pseudo_targets.priors import Condition
 from tests.parity.parity_files import absolute, config, needs_fixtures, relative, tensors
