@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from adapt.identity import load_identity
 from adapt.seeds import generator_of
 from pseudo_targets.bank import vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
+from pseudo_targets.dt_bfr import noise_from, released_path, released_pseudo_target
 from pseudo_targets.embedded import load_quality
 from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
@@ -88,13 +89,24 @@ class Worker:
         draws = []
         for number in range(settings.candidates):
             generators = [generator_of("target", seed, number) for seed in task.seeds]
-            image = refine(self.prior, reference, trajectory, consistency, generators)
+            if settings.sampler == "dt_bfr":
+                image = self.released(reference, task.start, generators)
+            else:
+                image = refine(self.prior, reference, trajectory, consistency, generators)
             if settings.color_fix != "none":
                 image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
             draws.append(image)
         thresholds = Thresholds(**self.plan.gate.model_dump())
         targets = gate(photos, reference, torch.stack(draws), self.quality, thresholds, self.embed)
         return [_on_cpu(target) for target in targets]
+
+    def released(self, reference: Tensor, start: int, generators: list[Generator]) -> Tensor:
+        """One draw of DT-BFR's released sampler for each reference `[B, 3, S, S]`, in `[0, 1]`."""
+        settings = self.plan.generation
+        low_pass = None if settings.filter == "none" else LOW_PASSES[settings.filter](settings.filter_factor)
+        path = released_path(self.prior.schedule, start, settings.calls, low_pass, settings.end_timestep)
+        noise = noise_from(generators)
+        return released_pseudo_target(self.prior, reference, path, noise, settings.control_strength)
 
     @torch.no_grad()
     def bank(self, task: BankTask) -> Tensor:

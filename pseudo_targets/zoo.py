@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from pseudo_targets.embedded import load_mini
+from pseudo_targets.checkpoints import CheckpointError
+from pseudo_targets.downloads import WeightsMissingError
+from pseudo_targets.embedded import WeightsError, load_mini
+from pseudo_targets.pixel_prior import load_ffhq512
 from pseudo_targets.priors import Prior
 
 
@@ -13,7 +16,7 @@ class UnknownPriorError(ValueError):
     """No prior bears this name."""
 
 
-PRIORS: dict[str, Callable[[], Prior]] = {"mini": load_mini}
+PRIORS: dict[str, Callable[[], Prior]] = {"mini": load_mini, "ffhq512": load_ffhq512}
 
 
 def load_prior(name: str) -> Prior:
@@ -21,9 +24,13 @@ def load_prior(name: str) -> Prior:
 
     Raises:
         UnknownPriorError: unknown name.
+        WeightsError: its weights are not on this machine, damaged, or another network's.
     """
     if name not in PRIORS:
         close = difflib.get_close_matches(name, PRIORS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}")
-    return PRIORS[name]()
+    try:
+        return PRIORS[name]()
+    except (CheckpointError, WeightsMissingError) as error:
+        raise WeightsError(str(error)) from error

@@ -31,6 +31,9 @@ class Generation(_Section):
 
     stage1: Literal["restorer", "removal"] = "restorer"
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal."""
+    sampler: Literal["few_calls", "dt_bfr"] = "few_calls"
+    """Few calls with the constraint on each predicted clean image, or DT-BFR's released chain (ancestral, the prior's
+    learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning."""
     start: Literal["severity", "fixed"] = "severity"
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
     start_timesteps: tuple[int, ...] = (100, 200, 300)
@@ -59,6 +62,12 @@ class Generation(_Section):
     """Takes the colours of the stage 1 output after sampling."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Faces denoised together; does not change the result."""
+
+    @model_validator(mode="after")
+    def _released(self) -> Generation:
+        if self.sampler == "dt_bfr" and self.guidance_scale:
+            raise ValueError(f"guidance_scale is {self.guidance_scale:g}, expected 0: sampler dt_bfr has no guidance")
+        return self
 
 
 class Gate(_Section):
@@ -102,6 +111,8 @@ class Finetune(_Section):
     """Micro-batches a step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak of the cosine schedule."""
+    final_rate: Share = 0.02
+    """Last learning rate as a share of the peak."""
     warmup: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -134,6 +145,8 @@ class Finetune(_Section):
 class Judge(_Section):
     """When a round counts as better."""
 
+    enabled: bool = True
+    """Without it every round is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
     harm: Share = 0.4
