@@ -19,18 +19,20 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, or is not the one of this network; the message names file and reason."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU, in the types they were saved in. Nothing stored in the file is run.
 
-    One wrapper such as `state_dict` and the prefix `module.` are taken off.
+    One wrapper such as `state_dict` and the prefix `module.` are taken off. `suffix` says what the file is where its
+    name does not, such as `.pth` for a download under way.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds code or something else than tensors.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    kind = (suffix or path.suffix).lower()
+    if kind not in SUFFIXES:
+        raise CheckpointError(f"{path}: got suffix {kind!r}, expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix.lower() == ".safetensors":
+        if kind == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
