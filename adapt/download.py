@@ -77,6 +77,8 @@ def _fetch_rest(url: str, part: Path, tag: Path, progress: Progress | None) -> i
     with _opened(url, part, tag) as response:
         resumed = response.status == http.client.PARTIAL_CONTENT
         here = part.stat().st_size if resumed else 0
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
+            raise http.client.HTTPException(f"asked for the bytes from {here} on and got others")
         length = response.headers.get("Content-Length")
         total = here + int(length) if length else 0
         tag.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "", encoding="utf-8")

@@ -32,21 +32,21 @@ class Weights(Protocol):
     """One row of the table; the fields are explained in `restorers.downloads.PublishedWeights`."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
     @property
-    def file(self) -> str: ...  # noqa: D102
+    def file(self) -> str: ...
     @property
-    def purpose(self) -> str: ...  # noqa: D102
+    def purpose(self) -> str: ...
     @property
-    def licence(self) -> str: ...  # noqa: D102
+    def licence(self) -> str: ...
     @property
-    def url(self) -> str: ...  # noqa: D102
+    def url(self) -> str: ...
     @property
-    def size(self) -> int: ...  # noqa: D102
+    def size(self) -> int: ...
     @property
-    def sha256(self) -> str: ...  # noqa: D102
+    def sha256(self) -> str: ...
     @property
-    def commercial(self) -> bool: ...  # noqa: D102
+    def commercial(self) -> bool: ...
 
 
 TABLE: tuple[Weights, ...] = (*priors.PUBLISHED, *restorers.PUBLISHED)
@@ -82,16 +82,16 @@ def weights_command(given: list[str]) -> int:
     return 0
 
 
-def chosen(name: str, table: tuple[Weights, ...] = TABLE) -> Weights:
-    """The row of this name.
+def chosen(name: str) -> Weights:
+    """The row of `TABLE` with this name.
 
     Raises:
         UsageError: there is none.
     """
-    for weights in table:
+    for weights in TABLE:
         if weights.name == name:
             return weights
-    raise UsageError(f"weights {name!r}: unknown, expected one of {', '.join(weights.name for weights in table)}")
+    raise UsageError(f"weights {name!r}: unknown, expected one of {', '.join(weights.name for weights in TABLE)}")
 
 
 def place_of(weights: Weights) -> Path:

@@ -93,7 +93,8 @@ def released_pseudo_target(
 
     Args:
         prior: a pixel prior, or any other.
-        reference: `[B, 3, H, W]` in `[0, 1]`, stage 1's output; other sides than the prior's are resampled, as released.
+        reference: `[B, 3, H, W]` in `[0, 1]`, stage 1's output; other sides than the prior's are
+            resampled, as released.
         noise: draws in this order: the start; then for each step the ancestral noise and, within the swap's window,
             the noise of the reference. After the last call nothing is drawn.
         strength: of the IRControlNet, for priors that have one; 0 is the released, unconditional sampler.

@@ -98,7 +98,7 @@ def test_timestep_features_are_cosines_then_sines() -> None:
 
 def test_shapes_that_cannot_be_are_refused() -> None:
     for wrong in ({"blocks": (1, 2)}, {"width": 30}, {"head_channels": 60}):
-        with pytest.raises(ValueError, match="expected|divide"):
+        with pytest.raises(ValueError, match=r"expected|divide"):
             IddpmShape(**wrong)
     with pytest.raises(ValueError, match="multiples of 2"):
         tiny_pixel_prior().unet(torch.zeros(1, 3, 31, 32), torch.tensor([1]))
@@ -115,5 +115,5 @@ def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch: p
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(IddpmUNet(IddpmShape(32, 32, (1, 1), (1, 2), (16,), 16)).state_dict(), path)
-    with pytest.raises(CheckpointError, match="missing input_blocks.5.0.op.weight"):
+    with pytest.raises(CheckpointError, match=r"missing input_blocks\.5\.0\.op\.weight"):
         load_ffhq512(path)

@@ -12,7 +12,6 @@ from pseudo_targets.sampling import Trajectory, draw, refine
 from pseudo_targets.zoo import PRIORS as SHIPPED
 from tests.tiny import PRIORS, blobs
 
-
 TO_FETCH = {weights.name for weights in PUBLISHED}
 """Priors whose weights do not ship: a tiny random one of each kind stands in `tests.tiny.PRIORS`."""
 AnyPrior = LatentPrior | PixelPrior

@@ -15,7 +15,17 @@ from pseudo_targets.filters import CubicLowPass
 from pseudo_targets.iddpm import IddpmShape, IddpmUNet
 from pseudo_targets.pixel_prior import PixelPrior, ffhq512_schedule
 from pseudo_targets.schedule import respace, respacing
-from tests.parity.parity_files import FOLDER, absolute, arrays, config, names, needs_fixtures, relative, tensors, weights
+from tests.parity.parity_files import (
+    FOLDER,
+    absolute,
+    arrays,
+    config,
+    names,
+    needs_fixtures,
+    relative,
+    tensors,
+    weights,
+)
 
 MANIFEST = FOLDER.parent / "manifests" / "iddpm_ffhq512_unet.json.gz"
 RUNS = names("pseudo_target_*")
