@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WRAPPERS = ("state_dict", "params_ema", "params", "model", "ema")
+# What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
+DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+           AssertionError, struct.error)  # fmt: skip
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -41,7 +45,7 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds code or is no checkpoint, and only plain tensors are read") from error
-    except (SafetensorError, OSError, EOFError, RuntimeError) as error:
+    except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: damaged ({reason}); fetch it again") from error
     return _unwrapped(path, content)
