@@ -100,7 +100,8 @@ class IddpmUNet(nn.Module):
         if any(side % self.shape.factor for side in x_t.shape[-2:]):
             raise ValueError(f"got an image of {tuple(x_t.shape[-2:])}, expected multiples of {self.shape.factor}")
         embedding = self.time_embed(timestep_features(timestep.to(x_t.device), self.shape.width).to(x_t.dtype))
-        h, kept = x_t, []
+        h = x_t
+        kept: list[Tensor] = []
         for stage in self.input_blocks:
             h = stage(h, embedding)
             kept.append(h)
@@ -218,7 +219,8 @@ def _encoder(shape: IddpmShape, embedding: int) -> tuple[nn.ModuleList, list[int
 
 def _decoder(shape: IddpmShape, embedding: int, skips: list[int]) -> nn.ModuleList:
     """The stages on the way up; each takes the last output of the way down that is not used yet."""
-    here, left, stages = shape.widths[-1], list(skips), []
+    here, left = shape.widths[-1], list(skips)
+    stages: list[Stage] = []
     for level in reversed(range(len(shape.blocks))):
         for number in range(shape.blocks[level] + 1):
             stage = _stage(shape, level, here + left.pop(), embedding)
