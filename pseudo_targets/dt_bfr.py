@@ -118,7 +118,8 @@ def released_pseudo_target(
                 x = path.swap(x, target, chain.previous(i), noise(x))
     result = prior.decode(x0).clamp(0, 1)
     if resized:
-        result = resize_cubic(result, *reference.shape[-2:], border="fold").clamp(0, 1)
+        height, width = reference.shape[-2:]
+        result = resize_cubic(result, height, width, border="fold").clamp(0, 1)
     return result
 
 
