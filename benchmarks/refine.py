@@ -4,8 +4,8 @@
 
 Fidelity (PSNR, SSIM, HaarPSI against the clean face; the low band's distance to stage 1) and realism (KID of the
 results against the clean faces, in the features of degradation removal), over start timestep, guidance scale and calls.
-`mean` rows average four draws; realism 0 is what the prior expects in one call, as the default recipe's pseudo targets
-are, and rows between mix both.
+`mean` rows average several draws; realism 0 is what the prior expects in one call, and rows between mix both, as the
+recipe's pseudo targets do.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def rows_of(settings: Generation) -> list[Row]:
     starts = [Row(s, calls, guidance) for s in sorted({50, 100, 200, 300, 500, 999, *settings.start_timesteps})]
     means = [Row(s, calls, guidance, 4) for s in settings.start_timesteps]
     mixtures = [Row(start, calls, guidance, 4, realism) for realism in (0.25, 0.5, 0.75)]
+    targets = [Row(s, calls, guidance, settings.candidates, settings.realism) for s in settings.start_timesteps]
     scales = [Row(start, calls, scale) for scale in (0.05, 0.2, 0.5)]
     lengths = [Row(start, n, guidance) for n in (8, 12, 20, 150)]
-    return [Row(999, 1, guidance, 1, 0.0), *starts, *means, *mixtures, *scales, *lengths]
+    return [*targets, Row(999, 1, guidance, 1, 0.0), *starts, *means, *mixtures, *scales, *lengths]
 
 
 def name_of(row: Row) -> str:

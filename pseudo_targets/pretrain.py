@@ -31,7 +31,7 @@ def prior_losses(
 ) -> dict[str, Tensor]:
     """Error of the unconditional denoiser at uniformly drawn timesteps; see `denoising_error`."""
     timestep = torch.randint(len(schedule), (len(latent),), generator=generator)
-    return {"v": denoising_error(module, None, latent, None, timestep, schedule, context, variance, generator)}
+    return {"v": denoising_error(module, latent, timestep, schedule, context, variance, generator)}
 
 
 def control_losses(
@@ -62,9 +62,7 @@ def control_losses(
 
 def denoising_error(
     unet: nn.Module,
-    control: nn.Module | None,
     latent: Tensor,
-    condition: Condition | None,
     timestep: Tensor,
     schedule: NoiseSchedule,
     context: Tensor,
@@ -83,7 +81,7 @@ def denoising_error(
     abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
     weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
     x_t = schedule.q_sample(latent, timestep, noise)
-    output = denoiser_output(unet, control, x_t, timestep, context.expand(len(latent), -1, -1), condition)
+    output = denoiser_output(unet, None, x_t, timestep, context.expand(len(latent), -1, -1), None)
     error = weight.sqrt() * (output.float() - schedule.target(latent, noise, timestep))
     regions = (error.shape[-1] // 4, error.shape[-1])
     return (error**2).mean() + sum(side * (F.avg_pool2d(error, side) ** 2).mean() for side in regions)

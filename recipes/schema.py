@@ -41,7 +41,7 @@ class Generation(_Section):
     """Network calls for each draw."""
     candidates: Annotated[int, Field(ge=1, le=16)] = 2
     """Draws a photo; their spread is the confidence."""
-    realism: Share = 0.0
+    realism: Share = 0.25
     """The target: 1 is the mean of the draws, 0 what the prior expects in one call; between, a mixture of both."""
     eta: Share = 1.0
     """1 samples ancestrally, 0 deterministically."""
