@@ -42,8 +42,10 @@ class Generation(_Section):
     """What degradation removal changes (root mean square) where the next start timestep begins."""
     calls: Annotated[int, Field(ge=1, le=250)] = 10
     """Network calls for each draw."""
-    candidates: Annotated[int, Field(ge=1, le=16)] = 4
-    """Draws a photo; their mean is the clean side of the camera fit, their spread the confidence."""
+    candidates: Annotated[int, Field(ge=1, le=16)] = 2
+    """Draws a photo; their spread is the confidence."""
+    realism: Share = 0.25
+    """The target: 1 is the mean of the draws, 0 what the prior expects in one call; between, a mixture of both."""
     eta: Share = 1.0
     """1 samples ancestrally, 0 deterministically."""
     control_strength: Annotated[float, Field(ge=0, le=2)] = 1.0

@@ -29,7 +29,7 @@ def test_dt_bfr_is_the_released_recipe() -> None:
     made = recipe.generation
     assert (made.sampler, made.start, made.start_timesteps, made.calls) == ("dt_bfr", "fixed", (602,), 150)
     assert (made.filter, made.filter_factor, made.end_timestep) == ("published", 16, 361)
-    assert (made.candidates, made.control_strength, made.guidance_scale) == (1, 0, 0)
+    assert (made.candidates, made.realism, made.control_strength, made.guidance_scale) == (1, 1, 0, 0)
     assert (recipe.rounds, recipe.camera.enabled, recipe.judge.enabled) == (1, False, False)
     taught = recipe.finetune
     assert (taught.camera_share, taught.replay_share, taught.batch * taught.accumulate) == (0, 0, 16)

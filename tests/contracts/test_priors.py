@@ -8,7 +8,7 @@ from pseudo_targets.downloads import PUBLISHED
 from pseudo_targets.filters import BlockMean
 from pseudo_targets.pixel_prior import PixelPrior
 from pseudo_targets.priors import Condition, LatentPrior
-from pseudo_targets.sampling import Trajectory, draw, refine
+from pseudo_targets.sampling import Trajectory, conditional_mean, draw, refine
 from pseudo_targets.zoo import PRIORS as SHIPPED
 from tests.tiny import PRIORS, blobs
 
@@ -64,6 +64,14 @@ def test_refine_is_deterministic_and_does_not_depend_on_the_batch(prior: AnyPrio
     assert together.min() >= 0 and together.max() <= 1
     assert torch.equal(together, again)
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=0)
+
+
+def test_the_conditional_mean_does_not_depend_on_the_batch(prior: AnyPrior) -> None:
+    image = blobs(3, prior.resolution)
+    together = conditional_mean(prior, image)
+    assert together.shape == image.shape
+    assert together.min() >= 0 and together.max() <= 1
+    torch.testing.assert_close(conditional_mean(prior, image[1:2]), together[1:2], atol=1e-4, rtol=0)
 
 
 def test_low_pass_replacement_to_the_end_keeps_the_low_band_of_the_latent(prior: AnyPrior) -> None:
