@@ -42,7 +42,7 @@ DT_BFR = (
     "finetune.learning_rate=2e-4",
     "finetune.ema_decay=0.99",
 )
-"""What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and the lack of gates stay."""
+"""What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and missing gates stay."""
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "without gate": NO_GATE,
     "without replay": ("finetune.replay_share=0", "finetune.camera_share=1"),

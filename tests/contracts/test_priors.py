@@ -68,10 +68,11 @@ def test_refine_is_deterministic_and_does_not_depend_on_the_batch(prior: AnyPrio
 
 def test_the_conditional_mean_does_not_depend_on_the_batch(prior: AnyPrior) -> None:
     image = blobs(3, prior.resolution)
-    together = conditional_mean(prior, image)
+    together = conditional_mean(prior, image, strength_of(prior))
     assert together.shape == image.shape
     assert together.min() >= 0 and together.max() <= 1
-    torch.testing.assert_close(conditional_mean(prior, image[1:2]), together[1:2], atol=1e-4, rtol=0)
+    alone = conditional_mean(prior, image[1:2], strength_of(prior))
+    torch.testing.assert_close(alone, together[1:2], atol=1e-4, rtol=0)
 
 
 def test_low_pass_replacement_to_the_end_keeps_the_low_band_of_the_latent(prior: AnyPrior) -> None:
