@@ -2,6 +2,7 @@
 
     adapt --inputs my_camera_faces/                                  fit a restorer to the camera that took these photos
     adapt restore photo.jpg --restorer adapt_runs/... --output out/  use it
+    adapt weights list | fetch NAME | verify | import FILE           published weights of priors and restorers
     adapt recipes | adapt doctor | adapt pretrain ...                see `adapt COMMAND --help`
 
 Exit codes: 0 done, 1 the job failed, 2 the command cannot be carried out as given. Errors are one line.
@@ -26,7 +27,7 @@ examples:
   adapt --inputs scans/ --aligned --recipe quick --set finetune.steps=300
   adapt --inputs faces/ --clean clean_faces/ --ray auto
 
-other commands: adapt restore | recipes | doctor | pretrain   (each has --help)
+other commands: adapt restore | recipes | weights | doctor | pretrain   (each has --help)
 The same command continues a run that was stopped."""
 
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "restore": restore_command,
         "recipes": recipes_command,
+        "weights": weights_command,
         "doctor": doctor_command,
         "pretrain": pretrain_command,
     }
@@ -134,6 +136,13 @@ def recipes_command(given: list[str]) -> int:
     except RecipeError as error:
         raise UsageError(str(error)) from error
     return 0
+
+
+def weights_command(given: list[str]) -> int:
+    """`adapt weights list|fetch|verify|import`: published weights in the user's cache."""
+    from adapt.weights_cli import weights_command as run
+
+    return run(given)
 
 
 def doctor_command(given: list[str]) -> int:

@@ -81,7 +81,7 @@ class Lessons:
         camera: the learned camera, or None when the recipe does without.
         generic: generic degradation for replay.
         photos: accepted photos `[N, 3, S, S]`.
-        means: their pseudo targets, mean of the candidates.
+        means: their pseudo targets.
         draws: their pseudo targets, one candidate.
         confidence: `[N, 1, S, S]`.
     """

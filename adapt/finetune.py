@@ -30,6 +30,7 @@ def finetune(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         warmup=settings.warmup,
+        final_rate=settings.final_rate,
         ema_decay=settings.ema_decay,
         clip=settings.clip,
         accumulate=settings.accumulate,

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from adapt.identity import load_identity
 from adapt.seeds import generator_of
 from pseudo_targets.bank import vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
+from pseudo_targets.dt_bfr import noise_from, released_path, released_pseudo_target
 from pseudo_targets.embedded import load_quality
 from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Trajectory, draw, refine
+from pseudo_targets.sampling import Trajectory, conditional_mean, draw, refine
 from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
 
@@ -78,23 +79,43 @@ class Worker:
 
     @torch.no_grad()
     def targets(self, task: TargetTask) -> list[PseudoTarget]:
-        """Cleans, refines several times, gates; in the order of the task's photos, on the CPU."""
+        """Cleans, refines, gates; in the order of the task's photos, on the CPU."""
         settings = self.plan.generation
         photos = task.photos.to(self.device)
         stage1 = self.quality.removal if settings.stage1 == "removal" else self.restorer
         reference = stage1(photos).clamp(0, 1)
+        candidates = self._candidates(reference, task)
+        mean = candidates.mean(0)
+        if settings.realism < 1:
+            keep = consistencies(settings, self.prior, len(self.prior.schedule) - 1)
+            expected = conditional_mean(self.prior, reference, settings.control_strength, keep)
+            mean = torch.lerp(_recoloured(expected, reference, settings), mean, settings.realism)
+        thresholds = Thresholds(**self.plan.gate.model_dump())
+        targets = gate(photos, reference, mean, candidates, self.quality, thresholds, self.embed)
+        return [_on_cpu(target) for target in targets]
+
+    def _candidates(self, reference: Tensor, task: TargetTask) -> Tensor:
+        """Draws `[K, B, 3, S, S]` behind cleaned photos."""
+        settings = self.plan.generation
         trajectory = Trajectory(task.start, settings.calls, settings.eta, settings.control_strength)
-        consistency = consistencies(settings, self.prior, task.start)
+        keep = consistencies(settings, self.prior, task.start)
         draws = []
         for number in range(settings.candidates):
             generators = [generator_of("target", seed, number) for seed in task.seeds]
-            image = refine(self.prior, reference, trajectory, consistency, generators)
-            if settings.color_fix != "none":
-                image = COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
-            draws.append(image)
-        thresholds = Thresholds(**self.plan.gate.model_dump())
-        targets = gate(photos, reference, torch.stack(draws), self.quality, thresholds, self.embed)
-        return [_on_cpu(target) for target in targets]
+            if settings.sampler == "dt_bfr":
+                image = self.released(reference, task.start, generators)
+            else:
+                image = refine(self.prior, reference, trajectory, keep, generators)
+            draws.append(_recoloured(image, reference, settings))
+        return torch.stack(draws)
+
+    def released(self, reference: Tensor, start: int, generators: list[Generator]) -> Tensor:
+        """One draw of DT-BFR's released sampler for each reference `[B, 3, S, S]`, in `[0, 1]`."""
+        settings = self.plan.generation
+        low_pass = None if settings.filter == "none" else LOW_PASSES[settings.filter](settings.filter_factor)
+        path = released_path(self.prior.schedule, start, settings.calls, low_pass, settings.end_timestep)
+        noise = noise_from(generators)
+        return released_pseudo_target(self.prior, reference, path, noise, settings.control_strength)
 
     @torch.no_grad()
     def bank(self, task: BankTask) -> Tensor:
@@ -128,6 +149,12 @@ def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
         change = float((removal(photo[None]) - photo[None]).square().mean().sqrt())
     level = sum(change > limit for limit in settings.severity_limits)
     return settings.start_timesteps[min(level, len(settings.start_timesteps) - 1)]
+
+
+def _recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
+    if settings.color_fix == "none":
+        return image
+    return COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
 
 
 def _moved(prior: Prior, device: torch.device) -> Prior:

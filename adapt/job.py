@@ -154,6 +154,11 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
         prior = load_prior(options.prior)
         if recipe is not None and recipe.faces.size != prior.resolution:
             faults.append(f"faces.size {recipe.faces.size}: prior {options.prior!r} works at {prior.resolution} px")
+        if recipe is not None and recipe.generation.control_strength > 0 and getattr(prior, "control", None) is None:
+            faults.append(
+                f"generation.control_strength {recipe.generation.control_strength:g}: prior {options.prior!r} "
+                "has no IRControlNet, expected 0"
+            )
     except (UnknownPriorError, WeightsError) as error:
         faults.append(f"--prior: {error}")
     if not options.inputs.exists():

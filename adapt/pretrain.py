@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError
@@ -35,7 +35,7 @@ DEFAULTS = {
     "restorer": TrainingPlan(steps=24000, learning_rate=2e-3, warmup=200),
     "removal": TrainingPlan(steps=2300, learning_rate=5e-4, warmup=200),
     "prior": TrainingPlan(steps=12900, learning_rate=4e-4, warmup=300),
-    "control": TrainingPlan(steps=3100, learning_rate=5e-4, warmup=100),
+    "control": TrainingPlan(steps=13100, learning_rate=5e-4, warmup=100),
 }
 """What the embedded weights were trained with, stages added up."""
 
@@ -79,7 +79,7 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     except (WeightsError, FileNotFoundError) as error:
         raise AdaptError(f"adapt pretrain {options.network} builds on a network that is missing: {error}") from error
     if options.start_from is not None:
-        start_from(job.module, options.start_from)
+        start_from(job, options.start_from)
     origin = Origin(describe(bank, options.note), options.batch, again(options, job.plan))
     run_pretraining(job, options.output, device, origin, say)
 
@@ -111,7 +111,7 @@ def again(options: PretrainOptions, plan: TrainingPlan) -> str:
     return " ".join(parts)
 
 
-def start_from(module: nn.Module, path: Path) -> None:
+def start_from(job: Pretraining, path: Path) -> None:
     """Fills a network with weights trained before.
 
     Raises:
@@ -119,9 +119,8 @@ def start_from(module: nn.Module, path: Path) -> None:
     """
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        # The latent transform has a file of its own.
-        kept = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("codec.")}
-        module.load_state_dict({**tensors, **kept})
+        kept = {name: tensor for name, tensor in job.module.state_dict().items() if name.startswith(job.elsewhere)}
+        job.module.load_state_dict({**tensors, **kept})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise AdaptError(f"--start-from {path}: expected weights of this network and size, got: {reason}") from error
@@ -164,8 +163,7 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
         job.module.to(device), job.losses, job.plan, accelerator, checkpoint, report, 100, evaluate=job.evaluate
     )
     module = done.module.cpu()
-    # The latent transform has a file of its own.
-    half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith("codec.")}
+    half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith(job.elsewhere)}
     write_tensors(output / f"{job.name}.safetensors", half, job.metadata)
     module.load_state_dict({name: tensor.float() for name, tensor in half.items()}, strict=False)
     validation = job.validate(module)
@@ -173,13 +171,14 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
     record = {
         "plan": asdict(job.plan),
         "precision": accelerator.mixed_precision,
+        "parameters": sum(tensor.numel() for tensor in half.values()),
         "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
         **asdict(origin),
         "scores": validation.scores,
         "losses": list(done.losses),
     }
     write_json(output / f"{job.name}.json", record)
-    write_text(output / f"{job.name}.md", card(job.name, module, record))
+    write_text(output / f"{job.name}.md", card(job.name, record))
     _list_digests(output)
     say(f"{job.name} validation {json.dumps(record['scores'])}")
 
@@ -198,11 +197,11 @@ PURPOSES = {
     "compact": "The restorer that ships: degraded face in, restored face out.",
     "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's quality score.",
     "prior": "Unconditional denoiser of face latents: draws clean faces and refines restored ones.",
-    "control": "IRControlNet: steers the frozen prior by the latent of a cleaned photo.",
+    "control": "IRControlNet, and the decoder it steers: what is behind a cleaned photo, given its latent.",
 }
 
 
-def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
+def card(name: str, record: dict[str, Any]) -> str:
     """The model card of one network."""
     plan, losses = record["plan"], record["losses"]
     terms = [term for term in losses[-1] if term != "step"]
@@ -213,7 +212,7 @@ def card(name: str, module: nn.Module, record: dict[str, Any]) -> str:
         "",
         PURPOSES[name],
         "",
-        f"- parameters: {sum(p.numel() for p in module.parameters()):,}, stored in float16",
+        f"- parameters: {record['parameters']:,}, stored in float16",
         f"- data: {record['data']}, mirrored at random",
         f"- training: {plan['steps']} steps of {record['batch']} images, peak learning rate {plan['learning_rate']}, "
         f"seed {plan['seed']}, AdamW, EMA {plan['ema_decay']}, precision {record['precision']}, "
@@ -245,7 +244,8 @@ def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor, device: 
         return removal_job(bank, validation, codec, plan, options.batch, device)
     if options.network == "prior":
         return prior_job(bank, validation, codec, plan, options.batch, device)
-    cleaners = (load_removal(options.output), load_compact(options.output / "compact.safetensors"))
+    restorer = load_compact(options.output / "compact.safetensors")
+    cleaners = (load_removal(options.output), restorer, restorer, restorer)  # mostly what refining will start from
     return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch, device)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import ImageBank, some_gray
@@ -17,7 +17,7 @@ from adapt.training import ComputeLosses, Evaluate, TrainingPlan
 from pseudo_targets.consistency import LowPassReplacement
 from pseudo_targets.embedded import mini_schedule
 from pseudo_targets.filters import BlockMean
-from pseudo_targets.ir_controlnet import build_ir_controlnet
+from pseudo_targets.ir_controlnet import ENCODER, Steered
 from pseudo_targets.latents import PatchLatents
 from pseudo_targets.pretrain import (
     clean_condition,
@@ -26,9 +26,9 @@ from pseudo_targets.pretrain import (
     prior_losses,
     removal_losses,
 )
-from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
+from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_context
 from pseudo_targets.removal import DegradationRemoval
-from pseudo_targets.sampling import Trajectory, draw, refine
+from pseudo_targets.sampling import Trajectory, conditional_mean, draw
 from restorers.compact import Compact
 from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
@@ -51,8 +51,8 @@ Validate = Callable[[nn.Module], Validation]
 class Pretraining:
     """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape.
 
-    `losses` and `evaluate`, which gives the points of the validation curve, compute on the device the job was made
-    for, `validate` on the CPU.
+    Tensors whose names start with one of `elsewhere` have a file of their own. `losses` and `evaluate`, which gives the
+    points of the validation curve, compute on the device the job was made for, `validate` on the CPU.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Pretraining:
     plan: TrainingPlan
     metadata: dict[str, str] = field(default_factory=dict)
     evaluate: Evaluate | None = None
+    elsewhere: tuple[str, ...] = ("codec.",)
 
 
 def fixed_pairs(clean: Tensor) -> Tensor:
@@ -129,7 +130,8 @@ def prior_job(
     def validate(module: nn.Module) -> Validation:
         latent, timesteps = codec.cpu().encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
         scores = error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
-        prior = _mini(codec, cast(UNet2DConditionModel, module), None, validation)
+        denoiser = cast(UNet2DConditionModel, module)
+        prior = LatentPrior(codec, denoiser, None, schedule, validation.shape[-1], mini_context(), "mini", "", "")
         generators = [generator_of("draw", index) for index in range(SHOWN)]
         return Validation(scores, sheet_of(draw(prior, Trajectory(len(schedule) - 1, 20), generators)))
 
@@ -147,41 +149,67 @@ def control_job(
     batch: int,
     device: torch.device,
 ) -> Pretraining:
-    """The IRControlNet on top of the frozen denoiser, conditioned on what the cleaners make of degraded images.
+    """The IRControlNet and the decoder that it steers, conditioned on what the cleaners make of degraded images.
 
-    The last of the cleaners is stage 1 in the validation.
+    The last of the cleaners is stage 1: its error is what fusion reckons with, and validation refines its output.
     """
-    schedule, variance, degrade = mini_schedule(), latent_variance(bank, codec), GenericDegradation()
-    codec, context, unet = codec.to(device), mini_context().to(device), unet.to(device).requires_grad_(False)
-    for cleaner in cleaners:
-        cleaner.to(device)
+    schedule, degrade = mini_schedule(), GenericDegradation()
+    watched, watched_lq = validation[::3].to(device), fixed_pairs(validation)[::3].to(device)
+    for part in (codec, *cleaners):
+        part.to(device).eval().requires_grad_(False)
+    fusion = Fusion(reference_variance(bank, degrade, cleaners[-1], codec, device))
+    context, keep = mini_context().to(device), [LowPassReplacement(BlockMean(2), len(schedule) - 1, 0)]
 
-    def losses(control: nn.Module, generator: Generator) -> dict[str, Tensor]:
+    def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        steered = cast(Steered, net)  # a copy of the module below
         clean = some_gray(bank.draw(batch, generator), generator).to(device)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
-        return control_losses(control, unet, latent, condition, schedule, context, variance.to(device), generator)
+        return control_losses(steered, latent, condition, schedule, context, fusion, generator)
 
-    def validate(control: nn.Module) -> Validation:
-        prior = _mini(codec.cpu(), unet.cpu(), cast(ControlNetModel, control), validation)
-        restorer = cleaners[-1].cpu()
+    def expected(net: nn.Module, reference: Tensor) -> Tensor:
+        steered, size = cast(Steered, net), validation.shape[-1]
+        args = (codec, steered.unet, steered.control, schedule, size, mini_context(), "mini", "", "", fusion)
+        prior = LatentPrior(*args).to(reference.device)
+        return torch.cat([conditional_mean(prior, part, 1.0, keep) for part in reference.split(16)])
+
+    @torch.no_grad()
+    def cleaned(lq: Tensor) -> Tensor:
+        return torch.cat([cleaners[-1](part).clamp(0, 1) for part in lq.split(16)])
+
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        image = expected(net, cleaned(watched_lq))
+        return {"val_psnr": float(psnr(image, watched).mean()), "val_ssim": float(ssim(image, watched).mean())}
+
+    def validate(net: nn.Module) -> Validation:
+        for part in (codec, fusion, *cleaners):
+            part.cpu()
         lq = fixed_pairs(validation)
-        with torch.no_grad():
-            reference = torch.cat([restorer(part).clamp(0, 1) for part in lq.split(16)])
-        trajectory, keep = Trajectory(200, 10), [LowPassReplacement(BlockMean(2), 200, 100)]
-        generators = [generator_of("refine", index) for index in range(len(lq))]
-        chunks = zip(reference.split(16), [generators[i : i + 16] for i in range(0, len(lq), 16)], strict=True)
-        refined = torch.cat([refine(prior, part, trajectory, keep, seeds) for part, seeds in chunks])
-        images = {"lq": lq, "reference": reference, "refined": refined}
+        images = {"lq": lq, "reference": cleaned(lq)}
+        images["refined"] = expected(net, images["reference"])
         measures = {"psnr": psnr, "ssim": ssim}
         scores = {
             f"{measure}_{name}": float(score(image, validation).mean())
             for measure, score in measures.items()
             for name, image in images.items()
         }
-        return Validation(scores, sheet_of(lq, reference, refined, validation))
+        return Validation(scores, sheet_of(*images.values(), validation))
 
-    return Pretraining("control", build_ir_controlnet(unet), losses, validate, plan)
+    metadata = {"reference_variance": ",".join(f"{value:.4g}" for value in fusion.variance.tolist())}
+    shared = tuple(f"unet.{name}." for name in ENCODER)
+    return Pretraining("control", Steered(unet), losses, validate, plan, metadata, evaluate, shared)
+
+
+@torch.no_grad()
+def reference_variance(
+    bank: ImageBank, degrade: GenericDegradation, cleaner: nn.Module, codec: PatchLatents, device: torch.device
+) -> Tensor:
+    """Mean squared error by latent channel of what the cleaner makes of degraded images, `[C]`."""
+    generator = generator_of("reference variance")
+    clean = bank.draw(256, generator).to(device)
+    lq = degrade(clean, generator)
+    cleaned = torch.cat([cleaner(part).clamp(0, 1) for part in lq.split(16)])
+    return (codec.encode(cleaned) - codec.encode(clean)).square().mean((0, 2, 3))
 
 
 def latent_variance(bank: ImageBank, codec: PatchLatents) -> Tensor:
@@ -192,12 +220,6 @@ def latent_variance(bank: ImageBank, codec: PatchLatents) -> Tensor:
 def sheet_of(*rows: Tensor) -> Tensor:
     """The first images of each batch side by side, a batch a row."""
     return torch.cat([torch.cat(list(row[:SHOWN]), dim=2) for row in rows], dim=1)[None].clamp(0, 1)
-
-
-def _mini(
-    codec: PatchLatents, unet: UNet2DConditionModel, control: ControlNetModel | None, validation: Tensor
-) -> LatentPrior:
-    return LatentPrior(codec, unet, control, mini_schedule(), validation.shape[-1], mini_context(), "mini", "", "")
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from adapt.workspace import write_jsonl
 from pseudo_targets.zoo import load_prior
 from recipes.load import dump_recipe
 from restorers.export import export_onnx
-from restorers.zoo import save_restorer
+from restorers.zoo import is_non_commercial, save_restorer
 
 SHOWN = 12  # examples of each kind in the report
 
@@ -175,11 +175,11 @@ def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
 
 
 def _licences(job: Job) -> dict[str, str]:
-    spec = job.restorer.spec
+    spec, prior = job.restorer.spec, load_prior(job.prior)
     remark = "" if spec.commercial else " (no commercial use; so is what you adapted)"
     return {
         f"restorer {spec.name}": spec.licence + remark,
-        f"prior {job.prior}": load_prior(job.prior).licence,
+        f"prior {job.prior}": prior.licence + (" (no commercial use)" if is_non_commercial(prior.licence) else ""),
     }
 
 

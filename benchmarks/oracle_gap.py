@@ -1,16 +1,18 @@
 """How much of what true pairs would give does adaptation give without any?
 
     python -m benchmarks.oracle_gap --adapt DIR --test DIR --references DIR [--recipe R] [--set A.B=V] [--json OUT]
+        [--seeds N] [--clean DIR] [--rows all|ROW,...] [--ablations all|NAME,...] [--camera MODULE:FUNCTION]
 
-Rows: the untouched restorer, the adapted one, and the supervised oracle: the same network finetuned for the same number
-of steps on true pairs. References (one flat folder, a reference bears its photo's stem) are read for scoring and by the
-oracle alone, after adaptation has ended.
+`ours` is the whole job; every other row starts from the same restorer and takes as many steps. References (one flat
+folder, a reference bears its photo's stem) are read after adaptation has ended, for the scores and by the rows marked
+with a star alone. *Harm rate*: share of test photos with a lower PSNR than untouched.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,19 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from adapt.evaluate import align_tone, haarpsi, psnr, ssim
-from adapt.job import JobOptions, run_job
+from adapt.identity import load_identity
 from adapt.judge import restore_all
 from adapt.photos import find_photos, read_photo
-from adapt.training import TrainingPlan, make_accelerator, train
+from benchmarks import oracle_rows as rows_of
+from benchmarks.oracle_rows import ABLATIONS, DT_BFR, Ground, Run
+from pseudo_targets.gating import low_band_difference
 from recipes.load import load_recipe
-from recipes.schema import Recipe
 from restorers.degradations import resize
 from restorers.zoo import load_restorer
 
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
+ROWS = ("generic", "self_distilled", "targets", "dt_bfr", "true_pair_camera", "true_camera")
+"""Rows that can be left out; photo, untouched, ours and oracle are always there."""
 
 
 @dataclass(frozen=True)
@@ -41,36 +46,32 @@ class Pairs:
     references: Tensor
 
 
+def load_photos(folder: Path, size: int) -> Tensor:
+    """Every photo of a folder, `[N, 3, size, size]`."""
+    images = [resize(read_photo(photo.path), (size, size), 2) for photo in find_photos(folder).photos]
+    return torch.cat(images).clamp(0, 1)
+
+
 def load_pairs(photos: Path, references: Path, size: int) -> Pairs:
     """Reads every photo of a folder and the reference with its stem."""
     by_stem = {photo.path.stem: photo.path for photo in find_photos(references).photos}
     found = find_photos(photos).photos
-    images = [resize(read_photo(photo.path), (size, size), 2) for photo in found]
     clean = [resize(read_photo(by_stem[photo.path.stem]), (size, size), 2) for photo in found]
-    return Pairs(torch.cat(images).clamp(0, 1), torch.cat(clean).clamp(0, 1))
+    return Pairs(load_photos(photos, size), torch.cat(clean).clamp(0, 1))
 
 
-def score(restored: Tensor, references: Tensor) -> dict[str, float]:
-    """Mean of every score, plain and after gain and offset were fitted to the reference."""
-    aligned = align_tone(restored, references)
-    plain = {name: float(measure(restored, references).mean()) for name, measure in SCORES.items()}
-    return plain | {f"{name}_aligned": float(measure(aligned, references).mean()) for name, measure in SCORES.items()}
-
-
-def train_oracle(module: nn.Module, pairs: Pairs, recipe: Recipe, steps: int, folder: Path) -> nn.Module:
-    """The same network, steps, batch and schedule on true pairs."""
-    settings = recipe.finetune
-
-    def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        index = torch.randint(len(pairs.photos), (settings.batch,), generator=generator)
-        photos = pairs.photos[index].contiguous(memory_format=torch.channels_last)
-        return {"pixel": (net(photos).float() - pairs.references[index]).abs().mean()}
-
-    plan = TrainingPlan(
-        steps, settings.learning_rate, settings.warmup, ema_decay=settings.ema_decay, clip=settings.clip
-    )
-    accelerator = make_accelerator(torch.device("cpu"), settings.precision)
-    return train(module, losses, plan, accelerator, folder / "oracle.pt").module
+def score(restored: Tensor, test: Pairs, untouched: Tensor) -> dict[str, float]:
+    """Means over the test photos: scores plain and with the tone aligned, low band against the photo, harm rate."""
+    aligned = align_tone(restored, test.references)
+    result = {name: float(measure(restored, test.references).mean()) for name, measure in SCORES.items()}
+    result |= {f"{name}_aligned": float(measure(aligned, test.references).mean()) for name, measure in SCORES.items()}
+    result["low_band"] = float(low_band_difference(restored, test.photos).mean())
+    worse = psnr(restored, test.references) < psnr(untouched, test.references)
+    result["harm_rate"] = float(worse.float().mean())
+    embed = load_identity(restored.device)
+    if embed is not None:
+        result["identity"] = float(torch.cosine_similarity(embed(restored), embed(test.references)).mean())
+    return result
 
 
 def gap_closed(rows: dict[str, dict[str, float]], row: str, suffix: str = "") -> dict[str, float]:
@@ -80,62 +81,115 @@ def gap_closed(rows: dict[str, dict[str, float]], row: str, suffix: str = "") ->
     return {name.removesuffix(suffix): (rows[row][name] - low[name]) / (high[name] - low[name]) for name in names}
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Adapts, trains the oracle, scores all rows on the test photos."""
-    recipe = load_recipe(options.recipe, tuple(options.set))
-    started = time.monotonic()
-    run = run_job(
-        JobOptions(
-            inputs=options.adapt,
-            command="benchmarks.oracle_gap",
-            output=folder / "run",
-            recipe=options.recipe,
-            overrides=tuple(options.set),
-            aligned=True,
-            tracking=False,
+def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, object]:
+    """Adapts, trains what it is compared with, scores all rows on the test photos, for one seed."""
+    overrides = (*options.set, f"seed={seed}")
+    recipe = load_recipe(options.recipe, overrides)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], nn.Module]) -> nn.Module:
+        started = time.monotonic()
+        net = work()
+        seconds[name] = time.monotonic() - started
+        print(f"seed {seed}: {name}, {seconds[name]:.0f} s", flush=True)
+        return net
+
+    runs: dict[str, Run] = {}
+
+    def adapted(name: str, based_on: str, settings: tuple[str, ...]) -> nn.Module:
+        runs[name] = rows_of.adapt(options.adapt, folder / name, based_on, settings, options.clean)
+        return runs[name].restorer()
+
+    nets = {"ours": timed("ours", lambda: adapted("ours", options.recipe, overrides))}
+    steps = recipe.finetune.steps * max(1, runs["ours"].accepted())
+    photos = load_photos(options.adapt, recipe.faces.size)
+    ground = Ground(photos, recipe, folder, load_restorer("compact").module, steps)
+    bank = runs["ours"].bank() if options.clean is None else load_photos(options.clean, recipe.faces.size)
+    if "generic" in options.rows:
+        nets["generic"] = timed("generic", lambda: rows_of.generic_steps(ground, bank))
+    if "self_distilled" in options.rows:
+        nets["self_distilled"] = timed("self_distilled", lambda: rows_of.self_distilled(ground, bank))
+    if "dt_bfr" in options.rows:
+        settings = (*DT_BFR, f"finetune.steps={steps}", f"seed={seed}")
+        nets["dt_bfr"] = timed("dt_bfr", lambda: adapted("dt_bfr", "dt_bfr", settings))
+    for name in options.ablations:
+        changed = (*overrides, *ABLATIONS[name])
+        nets[name] = timed(name, lambda name=name, changed=changed: adapted(name, options.recipe, changed))  # type: ignore[misc]
+    teach, test = (load_pairs(where, options.references, recipe.faces.size) for where in (options.adapt, options.test))
+    if "true_pair_camera" in options.rows:
+        camera = rows_of.camera_of_true_pairs(ground, teach.references, bank)
+        nets["true_pair_camera*"] = timed(
+            "true_pair_camera", lambda: rows_of.through_camera(ground, bank, camera, "true_pair_camera")
         )
-    )
-    seconds = time.monotonic() - started
-    rounds = [json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/round.json"))]
-    accepted = [report for report in rounds if report["judgement"]["accepted"]]
-    base = load_restorer("compact").module
-    teach = load_pairs(options.adapt, options.references, recipe.faces.size)
-    test = load_pairs(options.test, options.references, recipe.faces.size)
-    oracle = train_oracle(base, teach, recipe, recipe.finetune.steps * max(1, len(accepted)), folder)
-    nets = {"untouched": base, "adapted": load_restorer(run / "restorer.safetensors").module, "oracle": oracle}
-    restored = {name: restore_all(net.eval(), test.photos) for name, net in nets.items()}
-    rows = {name: score(images, test.references) for name, images in restored.items()}
-    rows["photo"] = score(test.photos, test.references)
-    worse = psnr(restored["adapted"], test.references) < psnr(restored["untouched"], test.references)
+    if "true_camera" in options.rows and options.camera:
+        given = rows_of.given_camera(options.camera)
+        nets["true_camera*"] = timed("true_camera", lambda: rows_of.through_camera(ground, bank, given, "true_camera"))
+    nets["oracle"] = timed("oracle", lambda: rows_of.oracle(ground, teach.references))
+    images = {name: restore_all(net.eval(), test.photos) for name, net in {"untouched": ground.base, **nets}.items()}
+    images["photo"] = test.photos
+    if "targets" in options.rows:
+        images["targets"] = rows_of.targets_of(ground, test.photos)
+    stages = {f"round {report['number']}": report["seconds"] for report in runs["ours"].rounds}
     return {
-        "rows": rows,
-        "oracle_gap_closed": gap_closed(rows, "adapted"),
-        "oracle_gap_closed_aligned": gap_closed(rows, "adapted", "_aligned"),
-        "harm_rate": float(worse.float().mean()),
-        "seconds": {
-            "total": seconds,
-            **{f"round {report['number']} {k}": v for report in rounds for k, v in report["seconds"].items()},
-        },
-        "accepted_rounds": len(accepted),
-        "judgements": [report["judgement"] for report in rounds],
+        "seed": seed,
+        "rows": {name: score(image, test, images["untouched"]) for name, image in images.items()},
+        "seconds": {**seconds, "ours by stage": stages},
+        "accepted_rounds": {name: run.accepted() for name, run in runs.items()},
+        "judgements": [report["judgement"] for report in runs["ours"].rounds],
         "recipe": recipe.model_dump(mode="json"),
     }
 
 
+def summary(results: list[dict[str, object]]) -> dict[str, object]:
+    """Means over seeds with their standard error, and the shares of the gap that are closed."""
+    tables: list[dict[str, dict[str, float]]] = [result["rows"] for result in results]  # type: ignore[misc]
+    rows = {
+        name: {key: statistics.fmean(table[name][key] for table in tables) for key in tables[0][name]}
+        for name in tables[0]
+    }
+    deviations = {
+        name: {key: statistics.stdev(table[name][key] for table in tables) for key in tables[0][name]}
+        for name in tables[0]
+        if len(tables) > 1
+    }
+    errors = {name: {key: value / len(tables) ** 0.5 for key, value in row.items()} for name, row in deviations.items()}
+    return {
+        "rows": rows,
+        "standard_errors": errors,
+        "oracle_gap_closed": gap_closed(rows, "ours"),
+        "oracle_gap_closed_aligned": gap_closed(rows, "ours", "_aligned"),
+        "harm_rate": rows["ours"]["harm_rate"],
+        "seconds": results[0]["seconds"],
+        "seeds": [result["seed"] for result in results],
+        "recipe": results[0]["recipe"],
+        "runs": results,
+    }
+
+
 def show(result: dict[str, object]) -> None:
-    """Prints the table."""
+    """Prints the table in Markdown."""
     rows: dict[str, dict[str, float]] = result["rows"]  # type: ignore[assignment]
-    print(f"{'row':10} {'PSNR':>7} {'SSIM':>7} {'HaarPSI':>8}   {'aligned:':>8} {'PSNR':>7} {'SSIM':>7} {'HaarPSI':>8}")
-    for name in ("photo", "untouched", "adapted", "oracle"):
-        r = rows[name]
-        print(
-            f"{name:10} {r['psnr']:7.3f} {r['ssim']:7.4f} {r['haarpsi']:8.4f}   {'':8} "
-            f"{r['psnr_aligned']:7.3f} {r['ssim_aligned']:7.4f} {r['haarpsi_aligned']:8.4f}"
-        )
-    for key in ("oracle_gap_closed", "oracle_gap_closed_aligned"):
-        closed: dict[str, float] = result[key]  # type: ignore[assignment]
-        print(f"{key}: " + ", ".join(f"{name} {value:.0%}" for name, value in closed.items()))
-    print(f"harm rate {result['harm_rate']:.0%}, accepted rounds {result['accepted_rounds']}")
+    scores = ["PSNR", "SSIM", "HaarPSI", "gap closed"]
+    print("| row | " + " | ".join([*scores, *(f"{name} aligned" for name in scores), "low band", "harm"]) + " |")
+    print("|---|" + "--:|" * 10)
+    for name, row in rows.items():
+        cells = [name]
+        for suffix in ("", "_aligned"):
+            closed = gap_closed(rows, name, suffix)
+            cells += [f"{row['psnr' + suffix]:.2f}", f"{row['ssim' + suffix]:.4f}", f"{row['haarpsi' + suffix]:.4f}"]
+            cells += [" / ".join(f"{value:.0%}" for value in closed.values())]
+        print("| " + " | ".join([*cells, f"{row['low_band']:.4f}", f"{row['harm_rate']:.0%}"]) + " |")
+
+
+def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = known if text == "all" else tuple(name for name in text.split(",") if name)
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"got {', '.join(unknown)}, expected some of: {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def main() -> None:
@@ -146,11 +200,17 @@ def main() -> None:
     parser.add_argument("--references", type=Path, required=True)
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0 to N - 1")
+    parser.add_argument("--clean", type=Path, help="clean faces of your own in place of drawn ones")
+    parser.add_argument("--rows", type=_names(ROWS), default=ROWS)
+    parser.add_argument("--ablations", type=_names(tuple(ABLATIONS)), default=())
+    parser.add_argument("--camera", help="the true camera, if there is a simulator: module:function")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", type=Path, help="folder for the run (default: a temporary one)")
+    parser.add_argument("--work", type=Path, help="folder for the runs, which go on there (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = measure(options, options.work or Path(temporary))
+        folder = options.work or Path(temporary)
+        result = summary([measure(options, folder / f"seed{seed}", seed) for seed in range(options.seeds)])
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -4,7 +4,8 @@
 
 Fidelity (PSNR, SSIM, HaarPSI against the clean face; the low band's distance to stage 1) and realism (KID of the
 results against the clean faces, in the features of degradation removal), over start timestep, guidance scale and calls.
-`mean` rows average four draws, as the pseudo targets do.
+`mean` rows average several draws; realism 0 is what the prior expects in one call, and rows between mix both, as the
+recipe's pseudo targets do.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.prior import features, kid
 from pseudo_targets.embedded import load_mini, load_removal
 from pseudo_targets.gating import low_band_difference
 from pseudo_targets.priors import Prior
-from pseudo_targets.sampling import Trajectory, refine
+from pseudo_targets.sampling import Trajectory, conditional_mean, refine
 from recipes.load import load_recipe
 from recipes.schema import Generation
 from restorers.zoo import load_restorer
@@ -44,6 +45,12 @@ class Row:
     calls: int
     guidance_scale: float
     draws: int = 1
+    realism: float = 1.0
+
+
+def default_draw(settings: Generation) -> Row:
+    """One draw as the recipe makes them for a photo of middling severity."""
+    return Row(settings.start_timesteps[1], settings.calls, settings.guidance_scale)
 
 
 def rows_of(settings: Generation) -> list[Row]:
@@ -51,22 +58,38 @@ def rows_of(settings: Generation) -> list[Row]:
     start, calls, guidance = settings.start_timesteps[1], settings.calls, settings.guidance_scale
     starts = [Row(s, calls, guidance) for s in sorted({50, 100, 200, 300, 500, 999, *settings.start_timesteps})]
     means = [Row(s, calls, guidance, 4) for s in settings.start_timesteps]
+    mixtures = [Row(start, calls, guidance, 4, realism) for realism in (0.25, 0.5, 0.75)]
+    targets = [Row(s, calls, guidance, settings.candidates, settings.realism) for s in settings.start_timesteps]
     scales = [Row(start, calls, scale) for scale in (0.05, 0.2, 0.5)]
-    return [*starts, *means, *scales, *(Row(start, n, guidance) for n in (8, 12, 20, 150))]
+    lengths = [Row(start, n, guidance) for n in (8, 12, 20, 150)]
+    return [*targets, Row(999, 1, guidance, 1, 0.0), *starts, *means, *mixtures, *scales, *lengths]
+
+
+def name_of(row: Row) -> str:
+    """The row in words."""
+    if not row.realism:
+        return "expected (1 call)"
+    name = f"start {row.start}, {row.calls} calls, guidance {row.guidance_scale:g}"
+    name += f", mean of {row.draws}" if row.draws > 1 else ""
+    return name + (f", realism {row.realism:g}" if row.realism < 1 else "")
 
 
 def refined(prior: Prior, reference: Tensor, settings: Generation, row: Row) -> Tensor:
-    """The mean of `row.draws` refinements of every image."""
+    """The mean of `row.draws` refinements of every image, mixed with what the prior expects."""
     changed = settings.model_copy(update={"guidance_scale": row.guidance_scale})
     keep = consistencies(changed, prior, row.start)
     trajectory = Trajectory(row.start, row.calls, settings.eta, settings.control_strength)
-    total = torch.zeros_like(reference)
-    for number in range(row.draws):
-        for first in range(0, len(reference), 16):
-            part = slice(first, min(first + 16, len(reference)))
+    mean = torch.zeros_like(reference)
+    for first in range(0, len(reference), 16):
+        part = slice(first, min(first + 16, len(reference)))
+        for number in range(row.draws if row.realism else 0):
             generators = [generator_of("benchmark refine", index, number) for index in range(part.start, part.stop)]
-            total[part] += refine(prior, reference[part], trajectory, keep, generators)
-    return total / row.draws
+            mean[part] += refine(prior, reference[part], trajectory, keep, generators) / row.draws
+        if row.realism < 1:
+            throughout = consistencies(changed, prior, len(prior.schedule) - 1)
+            expected = conditional_mean(prior, reference[part], settings.control_strength, throughout)
+            mean[part] = torch.lerp(expected, mean[part], row.realism)
+    return mean
 
 
 def measure(options: argparse.Namespace) -> tuple[list[dict[str, object]], Tensor]:
@@ -96,14 +119,9 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, object]], Tenso
         started = time.monotonic()
         images = refined(prior, stage1, settings, row)
         seconds = (time.monotonic() - started) / len(clean)
-        name = f"start {row.start}, {row.calls} calls, guidance {row.guidance_scale:g}"
-        rows.append({"row": name + (f", mean of {row.draws}" if row.draws > 1 else ""), **scores(images), "s": seconds})
+        rows.append({"row": name_of(row), **scores(images), "s": seconds})
         show(rows[-1:])
-        if (row.start, row.calls, row.guidance_scale) == (
-            settings.start_timesteps[1],
-            settings.calls,
-            settings.guidance_scale,
-        ):
+        if row in (Row(999, 1, settings.guidance_scale, 1, 0.0), default_draw(settings)):
             shown = (*shown, images)
     return rows, sheet_of(*shown, clean)
 

@@ -117,7 +117,7 @@ def fit_camera(
     """Fits the camera on pairs, then matches its output on unrelated clean faces to the photos.
 
     Args:
-        clean: `[N, 3, S, S]`, the clean side of each pair (mean of the pseudo targets' candidates).
+        clean: `[N, 3, S, S]`, the clean side of each pair (the pseudo targets).
         photos: `[N, 3, S, S]`, what the camera made of them.
         bank: `[M, 3, S, S]`, clean faces for the spectrum match.
         seed: of every draw made while fitting.
@@ -203,17 +203,27 @@ def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:
 
 def power_spectrum(image: Tensor) -> Tensor:
     """Mean power at each frequency over images and channels, contrast normalised, `[S, S // 2 + 1]`."""
-    window = torch.hann_window(image.shape[-1], periodic=False, device=image.device)
     centred = image - image.mean((2, 3), keepdim=True)
-    centred = centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-    power = torch.fft.rfft2(centred * window * window[:, None], norm="ortho").abs().square().mean((0, 1))
-    return _smooth(power)
+    return _power(centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-3)).mean(0)
 
 
-def _smooth(power: Tensor) -> Tensor:
-    """Averages over neighbouring frequencies, wrapping vertically and mirroring horizontally."""
-    padded = F.pad(F.pad(power[None, None], (0, 0, 2, 2), mode="circular"), (2, 2, 0, 0), mode="reflect")
-    return F.avg_pool2d(padded, 5, stride=1)[0, 0]
+def with_spectrum(image: Tensor, power: Tensor, most: float = 3.0) -> Tensor:
+    """Images `[B, 3, S, S]` filtered together, without phase, so that their `power_spectrum` is `power`.
+
+    No frequency's amplitude changes by more than a factor of `most`.
+    """
+    gain = (power / power_spectrum(image)).sqrt().clamp(1 / most, most)
+    mean = image.mean((2, 3), keepdim=True)
+    return (mean + torch.fft.irfft2(torch.fft.rfft2(image - mean) * gain, s=image.shape[-2:])).clamp(0, 1)
+
+
+def _power(centred: Tensor) -> Tensor:
+    """Power of each image `[B, 3, S, S]` at each frequency under a Hann window, smoothed, `[B, S, S // 2 + 1]`."""
+    window = torch.hann_window(centred.shape[-1], periodic=False, device=centred.device)
+    power = torch.fft.rfft2(centred * window * window[:, None], norm="ortho").abs().square().mean(1)
+    # Averages over neighbouring frequencies, wrapping vertically and mirroring horizontally.
+    padded = F.pad(F.pad(power[:, None], (0, 0, 2, 2), mode="circular"), (2, 2, 0, 0), mode="reflect")
+    return F.avg_pool2d(padded, 5, stride=1)[:, 0]
 
 
 def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: int) -> None:
@@ -221,17 +231,15 @@ def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: i
     mean = torch.cat([camera.mean(part) for part in bank.split(16)])
     noise = torch.cat([camera.noise(part, generator) for part in mean.split(16)])
     contrast = (mean + noise).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-    window = torch.hann_window(camera.size, periodic=False, device=bank.device)
-    window = window * window[:, None]
-
-    def power(image: Tensor) -> Tensor:
-        return _smooth(torch.fft.rfft2(image / contrast * window, norm="ortho").abs().square().mean((0, 1)))
-
-    signal, grain = power(mean - mean.mean((2, 3), keepdim=True)), power(noise)
-    wanted = power_spectrum(photos)
+    signals, grain = _power((mean - mean.mean((2, 3), keepdim=True)) / contrast), _power(noise / contrast).mean(0)
+    seen = photos - photos.mean((2, 3), keepdim=True)
+    found = _power(seen / seen.std((1, 2, 3), keepdim=True).clamp(min=1e-3))
+    signal, wanted = signals.mean(0), found.mean(0)
     gain = ((wanted - grain).clamp(min=0) / signal).sqrt().clamp(0.1, 1)
     trust = signal / (signal + grain)  # where noise hides the signal its power says nothing about blur
-    boost = ((wanted - signal * gain**2).clamp(min=0) / grain.clamp(min=1e-8)).sqrt().clamp(1, 3)
+    # Faces differ: only power that two sets of faces would hardly differ by is noise that the pairs did not show.
+    chance = 2 * (signals.var(0) / len(signals) + found.var(0) / len(found)).sqrt()
+    boost = ((wanted - chance - signal * gain**2).clamp(min=0) / grain.clamp(min=1e-8)).sqrt().clamp(1, 3)
     rows = torch.fft.fftfreq(camera.size, device=bank.device).abs().view(-1, 1)
     columns = torch.fft.rfftfreq(camera.size, device=bank.device).view(1, -1)
     high = (rows**2 + columns**2).sqrt() > LOWEST

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pseudo_targets.ir_controlnet import build_ir_controlnet
+from pseudo_targets.ir_controlnet import ENCODER, Steered
 from pseudo_targets.latents import PatchLatents
-from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
+from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_context
 from pseudo_targets.quality import QualityPredictor
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
@@ -65,19 +66,26 @@ def load_unet(folder: Path = WEIGHTS) -> UNet2DConditionModel:
 def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
     """The prior with its IRControlNet, in eval mode and frozen."""
     codec, unet = load_codec(folder), load_unet(folder)
-    control = _filled(build_ir_controlnet(unet), read_weights(folder, "control")[0])
+    tensors, metadata = read_weights(folder, "control")
+    steered = Steered(unet)
+    encoder = tuple(f"unet.{name}." for name in ENCODER)
+    shared = {name: tensor for name, tensor in steered.state_dict().items() if name.startswith(encoder)}
+    _filled(steered, {**shared, **tensors})
+    variance = torch.tensor([float(value) for value in metadata["reference_variance"].split(",")])
     digests = _digests(folder)
     together = hashlib.sha256("".join(digests[name] for name in ("latents", "prior", "control")).encode()).hexdigest()
     return LatentPrior(
         codec,
         unet,
-        control,
+        steered.control,
         mini_schedule(),
         resolution=int(unet.config.sample_size) * codec.patch,
         context=mini_context(),
         name="mini",
         licence=LICENCE,
         weights_sha256=together,
+        fusion=Fusion(variance),
+        steered=steered.unet,
     ).eval()
 
 

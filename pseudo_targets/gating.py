@@ -37,7 +37,7 @@ class PseudoTarget:
     """A photo's pseudo target and what is known about it.
 
     Attributes:
-        mean: mean of the candidates, `[3, S, S]` in `[0, 1]`; the clean side of the camera fit and the pixel loss.
+        mean: the target itself, `[3, S, S]` in `[0, 1]`; the clean side of the camera fit and the pixel loss.
         draw: one candidate, for perceptual and adversarial losses.
         confidence: `[1, S, S]` in `(0, 1]`, near 1 where the candidates agree.
         scores: name -> value, each the one its threshold is compared with.
@@ -72,28 +72,30 @@ def confidence_map(candidates: Tensor, scale: float = 0.04) -> Tensor:
 def gate(
     photo: Tensor,
     reference: Tensor,
+    mean: Tensor,
     candidates: Tensor,
     quality: Callable[[Tensor], Tensor],
     thresholds: Thresholds,
     embed: Embed | None = None,
 ) -> list[PseudoTarget]:
-    """Judges the candidates of a batch of photos.
+    """Judges the targets of a batch of photos.
 
     Args:
         photo: `[B, 3, S, S]`, the degraded photos.
         reference: `[B, 3, S, S]`, stage 1's output.
-        candidates: `[K, B, 3, S, S]`.
+        mean: `[B, 3, S, S]`, the targets.
+        candidates: `[K, B, 3, S, S]`, draws whose spread says how sure the targets are.
         quality: image -> predicted PSNR in dB, `[B]`.
         embed: identity embedding, or None when no identity network is there.
     """
-    mean, confidence = candidates.mean(0), confidence_map(candidates)
+    confidence = confidence_map(candidates)
     columns = {
         "low_band": low_band_difference(mean, photo),
         "quality": quality(mean),
-        "spread": candidates.std(0, correction=0).mean((1, 2, 3)),
+        "spread": candidates.std(0, correction=min(1, len(candidates) - 1)).mean((1, 2, 3)),
     }
     if embed is not None:
-        columns["identity"] = F.cosine_similarity(embed(candidates[0]), embed(reference), dim=1)
+        columns["identity"] = F.cosine_similarity(embed(mean), embed(reference), dim=1)
     targets = []
     for index in range(len(photo)):
         scores = {name: float(values[index]) for name, values in columns.items()}

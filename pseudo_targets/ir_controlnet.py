@@ -7,8 +7,28 @@ first convolution split in two. Only the hint encoder of the stock class is repl
 
 from __future__ import annotations
 
+import copy
+
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
+
+ENCODER = ("conv_in", "time_embedding", "down_blocks", "mid_block")
+"""What the denoiser that is steered shares with the one that draws."""
+
+
+class Steered(nn.Module):
+    """An IRControlNet and the denoiser it steers, a copy of `unet` whose decoder learns with it.
+
+    DiffBIR leaves the decoder alone, which at its size costs nothing. A decoder of the mini's size has no room for
+    both drawing and refining, so it is unlocked here, as ControlNet offers for small models (Zhang et al. 2023).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.control = build_ir_controlnet(unet)
+        self.unet = copy.deepcopy(unet).requires_grad_(True)
+        for name in ENCODER:
+            getattr(self.unet, name).requires_grad_(False)
 
 
 def build_ir_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

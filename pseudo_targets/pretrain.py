@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from pseudo_targets.priors import Codec, Condition, denoiser_output
+from pseudo_targets.ir_controlnet import Steered
+from pseudo_targets.priors import Codec, Condition, Fusion, denoiser_output
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.schedule import NoiseSchedule
 
 Degrade = Callable[[Tensor, Generator], Tensor]
 Cleaner = Callable[[Tensor], Tensor]
-LOWEST_START = 50  # refining from below would change nothing worth having
 
 
 def removal_losses(
@@ -31,47 +31,43 @@ def prior_losses(
 ) -> dict[str, Tensor]:
     """Error of the unconditional denoiser at uniformly drawn timesteps; see `denoising_error`."""
     timestep = torch.randint(len(schedule), (len(latent),), generator=generator)
-    return {"v": denoising_error(module, None, latent, None, timestep, schedule, context, variance, generator)}
+    return {"v": denoising_error(module, latent, timestep, schedule, context, variance, generator)}
 
 
 def control_losses(
-    control: nn.Module,
-    unet: nn.Module,
+    steered: Steered,
     latent: Tensor,
     condition: Tensor,
     schedule: NoiseSchedule,
     context: Tensor,
-    variance: Tensor,
+    fusion: Fusion,
     generator: Generator,
 ) -> dict[str, Tensor]:
-    """Error of the frozen denoiser steered by the control being trained (DiffBIR, equation 4).
+    """Error of what the steered denoiser makes of fused samples, in x0.
 
-    Three quarters of the timesteps lie in the lower two fifths, where refining starts; the others keep the way from
-    pure noise open. Half of the samples are the noisy condition in place of the noisy clean latent, as in the first
-    call of a refinement: trained on noisy clean latents alone, the network would take the condition's lack of detail,
-    seen through little noise, for a fact.
+    Each channel is divided by what fusion leaves open. A third of the timesteps is drawn from the lower two fifths:
+    above, x_t says next to nothing beside the reference, and the conditional mean is all there is to learn.
     """
     count, steps = len(latent), len(schedule)
-    low = torch.rand(count, generator=generator) < 0.75
+    low = torch.rand(count, generator=generator) < 1 / 3
     timestep = torch.randint(steps, (count,), generator=generator)
     timestep = torch.where(low, timestep * 2 // 5, timestep)
-    first = (torch.rand(count, generator=generator) < 0.5) & (timestep >= LOWEST_START)
-    drift = torch.where(first.view(-1, 1, 1, 1).to(latent.device), condition - latent, 0)
-    args = (timestep, schedule, context, variance, generator, drift)
-    return {"v": denoising_error(unet, control, latent, Condition(condition), *args)}
+    x_t = schedule.q_sample(latent, timestep, torch.randn(latent.shape, generator=generator).to(latent))
+    x_t, timestep, left = fusion(x_t, timestep, condition, schedule)
+    prompt = context.expand(count, -1, -1)
+    output = denoiser_output(steered.unet, steered.control, x_t, timestep, prompt, Condition(condition))
+    error = schedule.to_x0(output.float(), x_t, timestep) - latent
+    return {"x0": (error**2 / left).mean()}
 
 
 def denoising_error(
     unet: nn.Module,
-    control: nn.Module | None,
     latent: Tensor,
-    condition: Condition | None,
     timestep: Tensor,
     schedule: NoiseSchedule,
     context: Tensor,
     variance: Tensor,
     generator: Generator,
-    drift: Tensor | None = None,
 ) -> Tensor:
     """Squared error of the network output, each channel divided by what its target varies by.
 
@@ -80,19 +76,12 @@ def denoising_error(
     wide regions count once more: the overall tone is a thousandth of the plain error, so it would be learned last, and
     draws of a network that shrinks it towards the mean all have the same skin. The conditional mean, which is what the
     network learns, is the same for any positive weight.
-
-    `drift` `[B, C, h, w]` is what the sample's signal is wrong by: x_t is then latent + drift with noise, and counts as
-    the latent with other noise. At low noise that other noise is large; those samples count less.
     """
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
     weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
-    if drift is not None:
-        noise = noise + (abar / (1 - abar)).sqrt() * drift
-        drifted = drift.abs().amax((1, 2, 3), keepdim=True) > 0
-        weight = torch.where(drifted, weight * (4 * (1 - abar)).clamp(max=1), weight)
     x_t = schedule.q_sample(latent, timestep, noise)
-    output = denoiser_output(unet, control, x_t, timestep, context.expand(len(latent), -1, -1), condition)
+    output = denoiser_output(unet, None, x_t, timestep, context.expand(len(latent), -1, -1), None)
     error = weight.sqrt() * (output.float() - schedule.target(latent, noise, timestep))
     regions = (error.shape[-1] // 4, error.shape[-1])
     return (error**2).mean() + sum(side * (F.avg_pool2d(error, side) ** 2).mean() for side in regions)
@@ -104,12 +93,16 @@ def clean_condition(
 ) -> Tensor:
     """The control's condition: the latent of a degraded image cleaned by one of several cleaners, drawn by batch.
 
-    Several cleaners make the control tolerate the restorer that adaptation changes round by round.
+    Several cleaners make the control tolerate the restorer that adaptation changes round by round. A tenth of the
+    images is cleaned halfway only, as photos of a camera are that the restorer does not know yet.
     """
     choice = int(torch.randint(len(cleaners), (1,), generator=generator))
     with torch.autocast(clean.device.type, enabled=False):
         lq = degrade(clean, generator)
-    return codec.encode(cleaners[choice](lq).float().clamp(0, 1))
+    cleaned = cleaners[choice](lq).float()
+    kept = 0.5 * torch.rand(len(clean), generator=generator)
+    kept = torch.where(torch.rand(len(clean), generator=generator) < 0.1, kept, 0).view(-1, 1, 1, 1).to(clean)
+    return codec.encode((cleaned + kept * (lq - cleaned)).clamp(0, 1))
 
 
 @torch.no_grad()

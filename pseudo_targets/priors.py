@@ -20,6 +20,46 @@ class Condition:
     strength: float = 1.0
 
 
+class Fusion(nn.Module):
+    """Takes the reference for what it is: one more noisy look at the clean latent.
+
+    x_t / sqrt(abar_t) differs from the clean latent by white noise, the reference by an error of known variance. The
+    best linear combination of both differs by less than either, and the denoiser is called on it, at the timestep that
+    has that much noise. So at high noise the denoiser starts from the reference in place of having to copy it, and
+    its output need only be the reference's error: the preconditioning of Karras et al. (2022, section 5) around the
+    reference.
+
+    Args:
+        variance: `[C]`, mean squared error of references by latent channel.
+    """
+
+    variance: Tensor
+
+    def __init__(self, variance: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("variance", variance.float())
+
+    def forward(
+        self, x_t: Tensor, timestep: Tensor, reference: Tensor, schedule: NoiseSchedule
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The fused sample `[B, C, h, w]`, its timestep `[B]`, and the variance `[B, C, 1, 1]` of its error.
+
+        Args:
+            x_t: noisy latent `[B, C, h, w]` at `timestep` `[B]`.
+            reference: latent of the cleaned image, `[B, C, h, w]`.
+        """
+        abar = schedule.level(timestep).view(-1, 1, 1, 1).to(x_t)
+        error = self.variance.view(1, -1, 1, 1)
+        certainty = abar * error + (1 - abar)
+        clean = reference + abar.sqrt() * error / certainty * (x_t - abar.sqrt() * reference)
+        left = error * (1 - abar) / certainty
+        # Channels differ in what is left; the geometric mean lets the many fine ones speak, not the brightness.
+        ratio = left.double().log().mean((1, 2, 3)).exp().cpu()
+        ratios = 1 / schedule.alphas_cumprod[:-1].cpu() - 1  # the last one may be infinite
+        level = torch.searchsorted(ratios.contiguous(), ratio).clamp(max=len(ratios) - 1).to(timestep)
+        return schedule.level(level).sqrt().view(-1, 1, 1, 1).to(x_t) * clean, level, left
+
+
 class Prior(Protocol):
     """A denoiser of images with a latent space of its own; `encode` and `decode` are the identity for pixel priors."""
 
@@ -59,6 +99,8 @@ class LatentPrior(nn.Module):
         schedule: noise levels.
         resolution: side in pixels the prior was trained at.
         context: `[1, tokens, width]`, the embedding of the empty prompt.
+        fusion: combines sample and reference before the network sees them; the published priors do without.
+        steered: the denoiser to call under a condition, where it differs from `unet`.
     """
 
     codec: Codec
@@ -75,9 +117,11 @@ class LatentPrior(nn.Module):
         name: str,
         licence: str,
         weights_sha256: str,
+        fusion: Fusion | None = None,
+        steered: UNet2DConditionModel | None = None,
     ) -> None:
         super().__init__()
-        self.codec, self.unet, self.control = codec, unet, control
+        self.codec, self.unet, self.control, self.fusion, self.steered = codec, unet, control, fusion, steered
         self.schedule, self.resolution, self.name = schedule, resolution, name
         self.licence, self.weights_sha256 = licence, weights_sha256
         self.register_buffer("context", context)
@@ -93,7 +137,10 @@ class LatentPrior(nn.Module):
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> Tensor:
         """Estimates x0 from `x_t` `[B, C, h, w]` at `timestep` `[B]`; unconditional without a condition."""
         context = self.context.expand(len(x_t), -1, -1)
-        output = denoiser_output(self.unet, self.control, x_t, timestep, context, condition)
+        if condition is not None and self.fusion is not None:
+            x_t, timestep, _ = self.fusion(x_t, timestep, condition.latent, self.schedule)
+        unet = self.unet if condition is None or self.steered is None else self.steered
+        output = denoiser_output(unet, self.control, x_t, timestep, context, condition)
         return self.schedule.to_x0(output.float(), x_t, timestep)
 
 

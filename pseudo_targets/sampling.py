@@ -60,6 +60,19 @@ def refine(
     return (prior.decode(x) + carried).clamp(0, 1)
 
 
+def conditional_mean(
+    prior: Prior, reference: Tensor, strength: float = 1.0, consistency: Sequence[Consistency] = ()
+) -> Tensor:
+    """What the prior expects behind cleaned images, `[B, 3, H, W]` in `[0, 1]`: one call from the last timestep.
+
+    No draw: the detail that cannot be known is left out, and what a call makes of noise is not in it either, as the
+    last timestep of a schedule with zero terminal signal says nothing of the sample.
+    """
+    trajectory = Trajectory(len(prior.schedule) - 1, 1, 0.0, strength)
+    generators = [torch.Generator().manual_seed(0) for _ in reference]
+    return refine(prior, reference, trajectory, consistency, generators)
+
+
 @torch.no_grad()
 def draw(
     prior: Prior, trajectory: Trajectory, generators: Sequence[Generator], device: torch.device | None = None

@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from pseudo_targets.checkpoints import CheckpointError
 from pseudo_targets.diffbir.published import load_diffbir
-from pseudo_targets.embedded import load_mini
+from pseudo_targets.downloads import WeightsMissingError
+from pseudo_targets.embedded import WeightsError, load_mini
+from pseudo_targets.pixel_prior import load_ffhq512
 from pseudo_targets.priors import Prior
 
 
@@ -17,6 +20,7 @@ class UnknownPriorError(ValueError):
 
 PRIORS: dict[str, Callable[[], Prior]] = {
     "mini": load_mini,
+    "ffhq512": load_ffhq512,
     "diffbir-v1": partial(load_diffbir, "diffbir-v1"),
     "diffbir-v2": partial(load_diffbir, "diffbir-v2"),
     "diffbir-v2.1": partial(load_diffbir, "diffbir-v2.1"),
@@ -28,10 +32,13 @@ def load_prior(name: str) -> Prior:
 
     Raises:
         UnknownPriorError: unknown name.
-        WeightsError: its weights are missing or are not what they should be.
+        WeightsError: its weights are not on this machine, damaged, or another network's.
     """
     if name not in PRIORS:
         close = difflib.get_close_matches(name, PRIORS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}")
-    return PRIORS[name]()
+    try:
+        return PRIORS[name]()
+    except (CheckpointError, WeightsMissingError) as error:
+        raise WeightsError(str(error)) from error

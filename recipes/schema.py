@@ -31,6 +31,9 @@ class Generation(_Section):
 
     stage1: Literal["restorer", "removal"] = "restorer"
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal."""
+    sampler: Literal["few_calls", "dt_bfr"] = "few_calls"
+    """Few calls with the constraint on each predicted clean image, or DT-BFR's released chain (ancestral, the prior's
+    learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning."""
     start: Literal["severity", "fixed"] = "severity"
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
     start_timesteps: tuple[int, ...] = (100, 200, 300)
@@ -39,8 +42,10 @@ class Generation(_Section):
     """What degradation removal changes (root mean square) where the next start timestep begins."""
     calls: Annotated[int, Field(ge=1, le=250)] = 10
     """Network calls for each draw."""
-    candidates: Annotated[int, Field(ge=1, le=16)] = 4
-    """Draws a photo; their mean is the clean side of the camera fit, their spread the confidence."""
+    candidates: Annotated[int, Field(ge=1, le=16)] = 2
+    """Draws a photo; their spread is the confidence."""
+    realism: Share = 0.25
+    """The target: 1 is the mean of the draws, 0 what the prior expects in one call; between, a mixture of both."""
     eta: Share = 1.0
     """1 samples ancestrally, 0 deterministically."""
     control_strength: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -59,6 +64,12 @@ class Generation(_Section):
     """Takes the colours of the stage 1 output after sampling."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Faces denoised together; does not change the result."""
+
+    @model_validator(mode="after")
+    def _released(self) -> Generation:
+        if self.sampler == "dt_bfr" and self.guidance_scale:
+            raise ValueError(f"guidance_scale is {self.guidance_scale:g}, expected 0: sampler dt_bfr has no guidance")
+        return self
 
 
 class Gate(_Section):
@@ -102,6 +113,8 @@ class Finetune(_Section):
     """Micro-batches a step."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak of the cosine schedule."""
+    final_rate: Share = 0.02
+    """Last learning rate as a share of the peak."""
     warmup: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -134,6 +147,8 @@ class Finetune(_Section):
 class Judge(_Section):
     """When a round counts as better."""
 
+    enabled: bool = True
+    """Without it every round is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
     harm: Share = 0.4

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from restorers.files import atomic_file
 from restorers.spec import RestorerSpec
 
 EMBEDDED_COMPACT = Path(__file__).parent / "weights" / "compact.safetensors"
+# What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
+DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+           AssertionError, struct.error, pickle.UnpicklingError)  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 NON_COMMERCIAL_WORDS = ("non-commercial", "noncommercial", "-nc", "s-lab", "research only")
 
@@ -169,7 +173,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ZooError(f"{path}: cannot be read as weights ({reason}); is the download complete?") from error
     return _tensors(path, content), {}

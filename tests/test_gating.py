@@ -20,7 +20,7 @@ def noisy(image: torch.Tensor, seed: int, sigma: float) -> torch.Tensor:
 def test_a_good_target_is_accepted_with_its_scores() -> None:
     photo = blobs(2)
     candidates = torch.stack([noisy(photo, k, 0.005) for k in range(3)])
-    for target in gate(photo, photo, candidates, fine, LIMITS):
+    for target in gate(photo, photo, candidates.mean(0), candidates, fine, LIMITS):
         assert target.accepted and target.reason == ""
         assert set(target.scores) == {"low_band", "quality", "spread"}
         assert target.mean.shape == (3, 32, 32) and target.confidence.shape == (1, 32, 32)
@@ -35,21 +35,22 @@ def test_a_good_target_is_accepted_with_its_scores() -> None:
 )
 def test_bad_targets_are_rejected_with_the_reason(spoil, expected: str) -> None:
     photo = blobs(2)
-    for target in gate(photo, photo, spoil(photo), fine, LIMITS):
+    candidates = spoil(photo)
+    for target in gate(photo, photo, candidates.mean(0), candidates, fine, LIMITS):
         assert not target.accepted
         assert expected in target.reason
 
 
 def test_a_target_of_low_quality_is_rejected() -> None:
     photo = blobs(1)
-    targets = gate(photo, photo, torch.stack([photo] * 2), lambda image: fine(image) - 15, LIMITS)
+    targets = gate(photo, photo, photo, torch.stack([photo] * 2), lambda image: fine(image) - 15, LIMITS)
     assert "still degraded" in targets[0].reason and "15.0 dB" in targets[0].reason
 
 
 def test_identity_is_judged_when_an_embedding_is_there() -> None:
     photo = blobs(1)
     embeddings = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
-    targets = gate(photo, photo, torch.stack([photo] * 2), fine, LIMITS, lambda _: next(embeddings))
+    targets = gate(photo, photo, photo, torch.stack([photo] * 2), fine, LIMITS, lambda _: next(embeddings))
     assert "identity drifted" in targets[0].reason
     assert targets[0].scores["identity"] == pytest.approx(0.0)
 

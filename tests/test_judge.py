@@ -37,6 +37,14 @@ def test_a_gain_that_harms_many_is_rolled_back() -> None:
     assert not result.accepted and "got worse" in result.reason
 
 
+def test_without_judging_every_round_is_kept_and_scored() -> None:
+    scores = {"cleanness": torch.zeros(20), "agreement": torch.zeros(20)}
+    worse = {"cleanness": torch.full((20,), -0.1), "agreement": torch.full((20,), -0.5)}
+    result = judge(scores, worse, Judge(enabled=False), seed=0)
+    assert result.accepted and result.harm_rate == 1
+    assert result.differences["cleanness"].mean < 0 and "without judging" in result.reason
+
+
 def test_the_interval_covers_the_mean_and_repeats() -> None:
     a, b = torch.randn(30, generator=torch.Generator().manual_seed(1)), torch.zeros(30)
     first = paired_difference(a, b, seed=3)

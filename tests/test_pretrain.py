@@ -14,7 +14,8 @@ from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
 from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, mini_schedule
-from pseudo_targets.pretrain import denoising_error
+from pseudo_targets.pretrain import control_losses, denoising_error
+from pseudo_targets.priors import Fusion
 from restorers.compact import load_compact
 from restorers.degradations import GenericDegradation
 from tests.tiny import blobs
@@ -142,26 +143,31 @@ def test_an_error_of_the_overall_tone_costs_more_than_noise_of_the_same_energy()
             return SimpleNamespace(sample=error)
 
         generator = torch.Generator().manual_seed(1)
-        return float(denoising_error(network, None, latent, None, timestep, schedule, CONTEXT, ONES, generator))
+        return float(denoising_error(network, latent, timestep, schedule, CONTEXT, ONES, generator))
 
     nothing = cost(torch.zeros_like(white))
     assert cost(tone) - nothing > 5 * (cost(white) - nothing) > 0
 
 
-def test_a_drifted_sample_is_the_noisy_drifted_latent_and_its_target_the_latent() -> None:
-    schedule, latent, timestep = mini_schedule(), torch.randn(2, 4, 8, 8), torch.tensor([100, 600])
-    drift, seen = torch.randn_like(latent), {}
+@pytest.mark.parametrize(("answer", "expected"), [("clean", 0.0), ("fused", 1.0)])
+def test_refining_costs_what_it_adds_to_the_fused_estimate(answer: str, expected: float) -> None:
+    schedule, variance = mini_schedule(), torch.tensor([0.4, 0.2, 0.1, 0.05])
+    latent, error = torch.randn(2, 64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    reference = latent + error * variance.sqrt().view(1, -1, 1, 1)
 
-    def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> SimpleNamespace:
-        signal, sigma = (value.sqrt().float().view(-1, 1, 1, 1) for value in (seen["abar"], 1 - seen["abar"]))
-        seen["noise"] = (x - signal * (latent + drift)) / sigma
-        return SimpleNamespace(sample=(signal * x - latent) / sigma)  # the velocity that stands for `latent`
+    def control(x: torch.Tensor, *_: object, **__: object) -> tuple[None, None]:
+        return None, None
 
-    seen["abar"] = schedule.level(timestep)
+    def unet(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **_: object) -> SimpleNamespace:
+        level = schedule.level(timestep).float().view(-1, 1, 1, 1)
+        signal, sigma = level.sqrt(), (1 - level).sqrt()
+        x0 = latent if answer == "clean" else x / signal
+        return SimpleNamespace(sample=(signal * x - x0) / sigma)  # the velocity that stands for x0
+
+    steered = SimpleNamespace(unet=unet, control=control)
     generator = torch.Generator().manual_seed(1)
-    error = denoising_error(network, None, latent, None, timestep, schedule, CONTEXT, ONES, generator, drift)
-    assert float(error) < 1e-8
-    assert torch.allclose(seen["noise"], torch.randn(latent.shape, generator=generator.manual_seed(1)), atol=1e-4)
+    losses = control_losses(steered, latent, reference, schedule, CONTEXT, Fusion(variance), generator)  # type: ignore[arg-type]
+    assert float(losses["x0"]) == pytest.approx(expected, abs=0.02)
 
 
 def test_some_photos_stay_clean_so_that_good_ones_are_left_alone() -> None:

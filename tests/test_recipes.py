@@ -24,6 +24,28 @@ def test_every_yaml_file_is_a_preset() -> None:
     assert {path.stem for path in PRESETS.rglob("*.y*ml")} == set(preset_names())
 
 
+def test_dt_bfr_is_the_released_recipe() -> None:
+    recipe = load_recipe("dt_bfr")
+    made = recipe.generation
+    assert (made.sampler, made.start, made.start_timesteps, made.calls) == ("dt_bfr", "fixed", (602,), 150)
+    assert (made.filter, made.filter_factor, made.end_timestep) == ("published", 16, 361)
+    assert (made.candidates, made.realism, made.control_strength, made.guidance_scale) == (1, 1, 0, 0)
+    assert (recipe.rounds, recipe.camera.enabled, recipe.judge.enabled) == (1, False, False)
+    taught = recipe.finetune
+    assert (taught.camera_share, taught.replay_share, taught.batch * taught.accumulate) == (0, 0, 16)
+    assert (taught.learning_rate, taught.learning_rate * taught.final_rate) == (2e-5, 5e-6)
+
+
+def test_settings_of_dt_bfr_change_no_other_recipe() -> None:
+    made = load_recipe("default")
+    assert (made.generation.sampler, made.judge.enabled, made.finetune.final_rate) == ("few_calls", True, 0.02)
+
+
+def test_the_released_sampler_has_no_guidance() -> None:
+    with pytest.raises(RecipeError, match="sampler dt_bfr has no guidance"):
+        load_recipe("dt_bfr", ("generation.guidance_scale=1",))
+
+
 def test_overrides_apply_to_nested_keys() -> None:
     recipe = load_recipe("default", ("finetune.steps=7", "generation.start_timesteps=[100, 200]", "rounds=1"))
     assert (recipe.finetune.steps, recipe.generation.start_timesteps, recipe.rounds) == (7, (100, 200), 1)

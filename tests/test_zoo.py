@@ -104,7 +104,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 cut off", b"half a file"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_damaged_files_are_refused(tmp_path, content, suffix):
     path = tmp_path / f"bad{suffix}"

@@ -7,8 +7,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pseudo_targets.embedded import mini_schedule
+from pseudo_targets.iddpm import IddpmShape, IddpmUNet
 from pseudo_targets.ir_controlnet import build_ir_controlnet
 from pseudo_targets.latents import AutoencoderLatents, fit_patch_latents
+from pseudo_targets.pixel_prior import PixelPrior, ffhq512_schedule
 from pseudo_targets.priors import LatentPrior, build_mini_unet, mini_context
 
 
@@ -49,4 +51,12 @@ def _prior(codec: torch.nn.Module, channels: int, grid: int, size: int) -> Laten
     return prior.eval().requires_grad_(False)
 
 
-PRIORS = {"patch": tiny_patch_prior, "autoencoder": tiny_autoencoder_prior}
+def tiny_pixel_prior(size: int = 32) -> PixelPrior:
+    """The FFHQ-512 prior's kind with two levels and random weights."""
+    torch.manual_seed(0)
+    unet = IddpmUNet(IddpmShape(size, 32, (1, 1), (1, 2), (size // 2,), 16))
+    prior = PixelPrior(unet, ffhq512_schedule(), size, "tiny pixel", "Apache-2.0", "0" * 64)
+    return prior.eval().requires_grad_(False)
+
+
+PRIORS = {"patch": tiny_patch_prior, "autoencoder": tiny_autoencoder_prior, "pixel": tiny_pixel_prior}

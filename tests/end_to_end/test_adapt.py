@@ -129,7 +129,7 @@ def test_bad_options_are_all_reported_before_any_work(tmp_path: Path, capsys) ->
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["restore"], ["recipes"], ["doctor"], ["pretrain"]])
+@pytest.mark.parametrize("command", [[], ["restore"], ["recipes"], ["weights"], ["doctor"], ["pretrain"]])
 def test_every_command_has_help_with_an_example(command: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

@@ -1,0 +1,191 @@
+"""The rows of `benchmarks.oracle_gap`: what adaptation is compared with, from the same start, for as many steps.
+
+Every row but the supervised ones sees photos alone. The ones that may open references take them as an argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from adapt.dataset import Degrade, ImageBank, Lessons
+from adapt.finetune import finetune
+from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
+from adapt.job import JobOptions, run_job
+from adapt.judge import restore_all
+from adapt.seeds import seed_of
+from adapt.training import TrainingPlan, make_accelerator, train
+from adapt.workspace import read_tensors
+from pseudo_targets.bank import is_gray
+from pseudo_targets.camera import CameraFit, fit_camera
+from pseudo_targets.embedded import load_quality, load_removal
+from recipes.schema import Finetune, Recipe
+from restorers.degradations import GenericDegradation, luma
+from restorers.zoo import load_restorer
+
+CPU = torch.device("cpu")
+NO_GATE = ("gate.low_band=9", "gate.spread=9", "gate.quality=-99", "gate.identity=-1")
+DT_BFR = (
+    "faces.size=128",
+    "faces.maximum=192",
+    "generation.control_strength=1",  # this prior can be steered
+    "generation.filter_factor=2",  # blocks of 8 px, as the default recipe's
+    "generation.batch=8",
+    "finetune.batch=8",
+    "finetune.accumulate=1",
+    "finetune.learning_rate=2e-4",
+    "finetune.ema_decay=0.99",
+)
+"""What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and missing gates stay."""
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "without gate": NO_GATE,
+    "without replay": ("finetune.replay_share=0", "finetune.camera_share=1"),
+    "without camera": ("camera.enabled=false", "finetune.camera_share=0"),
+    "without spectrum match": ("camera.spectrum_match=false",),
+    "without per-photo start": ("generation.start=fixed", "generation.start_timesteps=[200]"),
+    "published filter": ("generation.filter=published",),
+    "mean of the draws": ("generation.realism=1",),
+    "one draw": ("generation.realism=1", "generation.candidates=1"),
+    "mean of eight draws": ("generation.realism=1", "generation.candidates=8"),
+    "one round": ("rounds=1",),
+    "three rounds": ("rounds=3",),
+}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all rows share: photos that teach `[N, 3, S, S]`, the recipe, a folder for checkpoints."""
+
+    photos: Tensor
+    recipe: Recipe
+    folder: Path
+    base: nn.Module
+    steps: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished adaptation and what its rounds said of themselves."""
+
+    folder: Path
+    rounds: tuple[dict[str, object], ...]
+
+    def accepted(self) -> int:
+        """How many rounds were kept."""
+        return sum(bool(report["judgement"]["accepted"]) for report in self.rounds)  # type: ignore[index]
+
+    def restorer(self) -> nn.Module:
+        """What ships."""
+        return load_restorer(self.folder / "restorer.safetensors").module
+
+    def bank(self) -> Tensor:
+        """The clean faces it drew."""
+        files = sorted((self.folder / "bank").glob("*.safetensors"))
+        return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
+
+
+def adapt(photos: Path, folder: Path, recipe: str, overrides: Sequence[str], clean: Path | None = None) -> Run:
+    """The whole job on a folder of photos; references are not among its arguments."""
+    options = JobOptions(
+        inputs=photos,
+        command="benchmarks.oracle_gap",
+        output=folder,
+        recipe=recipe,
+        overrides=tuple(overrides),
+        aligned=True,
+        tracking=False,
+        clean=clean,
+    )
+    run = run_job(options)
+    reports = (json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/round.json")))
+    return Run(run, tuple(reports))
+
+
+def teach(ground: Ground, lessons: Lessons, settings: Finetune, name: str) -> nn.Module:
+    """The base restorer finetuned on `lessons` for the common number of steps."""
+    settings = settings.model_copy(update={"steps": ground.steps})
+    accelerator = make_accelerator(CPU, settings.precision)
+    path = ground.folder / f"{name}.pt"
+    seed = seed_of("benchmark", name, ground.recipe.seed)
+    return finetune(ground.base, lessons, settings, load_removal().features, accelerator, path, seed).module
+
+
+def generic_steps(ground: Ground, bank: Tensor) -> nn.Module:
+    """As many more steps on generic degradations of the same clean bank."""
+    generic = GenericDegradation()
+    settings = ground.recipe.finetune.model_copy(update={"camera_share": 1.0, "replay_share": 0.0})
+    return teach(ground, _lessons(ground, bank, generic), settings, "generic")
+
+
+def self_distilled(ground: Ground, bank: Tensor) -> nn.Module:
+    """The restorer's own outputs as targets."""
+    own = restore_all(ground.base.eval(), ground.photos)
+    lessons = replace(_lessons(ground, bank, None), means=own, draws=own)
+    settings = ground.recipe.finetune.model_copy(update={"camera_share": 0.0, "replay_share": 0.0})
+    return teach(ground, lessons, settings, "self_distilled")
+
+
+def through_camera(ground: Ground, bank: Tensor, camera: Degrade, name: str) -> nn.Module:
+    """Clean faces seen through a given camera, all of each batch."""
+    settings = ground.recipe.finetune.model_copy(update={"camera_share": 1.0, "replay_share": 0.0})
+    return teach(ground, _lessons(ground, bank, camera), settings, name)
+
+
+def camera_of_true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> Degrade:
+    """Our camera model, fitted on true pairs: what a perfect clean side would give."""
+    settings = ground.recipe.camera
+    plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
+    return fit_camera(references, ground.photos, _as_photographed(ground, bank), plan, seed_of("true pairs"))
+
+
+def given_camera(name: str) -> Degrade:
+    """A simulator `module:function` that takes clean images `[B, 3, S, S]` and a generator."""
+    module, _, function = name.partition(":")
+    camera: Degrade = getattr(importlib.import_module(module), function)
+    return camera
+
+
+def oracle(ground: Ground, references: Tensor) -> nn.Module:
+    """The same network, steps, batch and schedule on true pairs."""
+    settings = ground.recipe.finetune
+
+    def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        index = torch.randint(len(ground.photos), (settings.batch,), generator=generator)
+        photos = ground.photos[index].contiguous(memory_format=torch.channels_last)
+        return {"pixel": (net(photos).float() - references[index]).abs().mean()}
+
+    plan = TrainingPlan(
+        ground.steps, settings.learning_rate, settings.warmup, ema_decay=settings.ema_decay, clip=settings.clip
+    )
+    accelerator = make_accelerator(CPU, settings.precision)
+    return train(ground.base, losses, plan, accelerator, ground.folder / "oracle.pt").module
+
+
+def targets_of(ground: Ground, photos: Tensor) -> Tensor:
+    """Pseudo targets of photos `[N, 3, S, S]`: diffusion at test time in place of a restorer."""
+    settings, quality = ground.recipe.generation, load_quality()
+    factory = WorkerFactory(ground.base, "mini", settings, ground.recipe.gate, "cpu")
+    worker = Worker(factory)
+    means = []
+    for index, photo in enumerate(photos):
+        start = start_of(photo, quality.removal, settings)
+        task = TargetTask((str(index),), photo[None], start, (seed_of("test target", index),))
+        means.append(worker.targets(task)[0].mean)
+    return torch.stack(means)
+
+
+def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
+    photos = ground.photos
+    clean = ImageBank(_as_photographed(ground, bank))
+    return Lessons(clean, camera, GenericDegradation(), photos, photos, photos, torch.ones_like(photos[:, :1]))
+
+
+def _as_photographed(ground: Ground, bank: Tensor) -> Tensor:
+    """The bank without colour where the photos have none, as adaptation has it."""
+    return luma(bank).expand(-1, 3, -1, -1).contiguous() if is_gray(ground.photos) else bank

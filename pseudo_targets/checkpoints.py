@@ -1,0 +1,81 @@
+"""Published checkpoints: read as plain tensors, matched name by name."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+WRAPPERS = ("state_dict", "params_ema", "params", "model", "ema")
+# What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
+DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+           AssertionError, struct.error)  # fmt: skip
+M = TypeVar("M", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or is not the one of this network; the message names file and reason."""
+
+
+def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU, in the types they were saved in. Nothing stored in the file is run.
+
+    One wrapper such as `state_dict` and the prefix `module.` are taken off. `suffix` says what the file is where its
+    name does not, such as `.pth` for a download under way.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds code or something else than tensors.
+    """
+    kind = (suffix or path.suffix).lower()
+    if kind not in SUFFIXES:
+        raise CheckpointError(f"{path}: got suffix {kind!r}, expected one of {', '.join(SUFFIXES)}")
+    try:
+        if kind == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds code or is no checkpoint, and only plain tensors are read") from error
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged ({reason}); fetch it again") from error
+    return _unwrapped(path, content)
+
+
+def load_strictly(module: M, tensors: dict[str, Tensor], origin: Path) -> M:
+    """Fills `module` in float32, in eval mode and frozen; returns it.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape; each one is named.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    faults = [f"missing {name}" for name in expected if name not in tensors]
+    faults += [f"unexpected {name}" for name in tensors if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}"
+        for name, tensor in tensors.items()
+        if name in expected and tuple(tensor.shape) != expected[name]
+    ]
+    if faults:
+        raise CheckpointError(f"{origin}: not the weights of {type(module).__name__}: {'; '.join(faults)}")
+    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _unwrapped(path: Path, content: object) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds no table of tensors, expected a state dict")
+    if all(str(name).startswith("module.") for name in content):
+        return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}

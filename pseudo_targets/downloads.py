@@ -1,0 +1,70 @@
+"""Published weights of priors: what they are, under which licence, where they are kept. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class WeightsMissingError(RuntimeError):
+    """Published weights are not on this machine; the message says how to get them."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One published file.
+
+    Attributes:
+        name: what users type.
+        file: its name, in the cache as at its source.
+        purpose: what it is, in a few words.
+        licence: SPDX id or short name; the weights', not this project's.
+        url: where its authors publish it.
+        size: bytes, or 0 when unknown.
+        sha256: hash of the file, or "unknown".
+        commercial: False when the licence forbids commercial use.
+    """
+
+    name: str
+    file: str
+    purpose: str
+    licence: str
+    url: str
+    size: int = 0
+    sha256: str = "unknown"
+    commercial: bool = True
+
+
+FFHQ512 = PublishedWeights(
+    name="ffhq512",
+    file="iddpm_ffhq512_ema500000.pth",
+    purpose="pixel prior of DifFace and DT-BFR, faces at 512 px",
+    licence="S-Lab-1.0",
+    url="https://github.com/zsyOAOA/DifFace/releases/download/V1.0/iddpm_ffhq512_ema500000.pth",
+    commercial=False,
+)
+PUBLISHED: tuple[PublishedWeights, ...] = (FFHQ512,)
+
+
+def cache_folder() -> Path:
+    """Where published weights are kept: `$ADAPT_CACHE/weights`, else `adapt/weights` in the user's cache folder."""
+    chosen = os.environ.get("ADAPT_CACHE")
+    if chosen:
+        return Path(chosen) / "weights"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapt" / "weights"
+
+
+def weights_path(weights: PublishedWeights) -> Path:
+    """The file in the cache.
+
+    Raises:
+        WeightsMissingError: it is not there.
+    """
+    path = cache_folder() / weights.file
+    if not path.is_file():
+        raise WeightsMissingError(
+            f"the weights of {weights.name!r} are not here: run `adapt weights fetch {weights.name}`, "
+            f"or `adapt weights import FILE` with {weights.file} from {weights.url}"
+        )
+    return path

@@ -1,0 +1,58 @@
+"""The benchmark's rows, on a few blobs: all there, finite, and blind where they claim to be."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import oracle_gap, oracle_rows
+from tests.end_to_end.runs import short_settings, write_blobs
+
+pytest.importorskip("piq")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("oracle")
+    references, away = folder / "references", folder / "away"
+    for name in ("adapt", "test", "references"):
+        write_blobs(folder / name, 12 if name == "adapt" else 6)
+    for photo in sorted((folder / "adapt").iterdir()):
+        (references / photo.name).write_bytes(photo.read_bytes())
+    adapt = oracle_rows.adapt
+
+    def blind(*arguments: object) -> oracle_rows.Run:
+        references.rename(away)  # what is not there cannot be read
+        try:
+            return adapt(*arguments)
+        finally:
+            away.rename(references)
+
+    command = ["oracle_gap", "--adapt", folder / "adapt", "--test", folder / "test", "--references", references]
+    command += [*short_settings(), "--ablations", "without camera", "--json", folder / "result.json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle_rows, "adapt", blind)
+        short = ("generation.calls=2", "generation.start_timesteps=[8]", "generation.end_timestep=0")
+        patch.setattr(oracle_gap, "DT_BFR", (*oracle_rows.DT_BFR, *short))
+        patch.setattr("sys.argv", [str(word) for word in command])
+        oracle_gap.main()
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_every_row_has_finite_scores(result: dict) -> None:
+    blind = {"untouched", "ours", "generic", "self_distilled", "dt_bfr", "targets", "without camera", "photo"}
+    assert set(result["rows"]) == blind | {"true_pair_camera*", "oracle"}
+    assert all(math.isfinite(value) for row in result["rows"].values() for value in row.values())
+
+
+def test_the_keys_that_are_promised_are_there(result: dict) -> None:
+    for key in ("oracle_gap_closed", "oracle_gap_closed_aligned"):
+        assert set(result[key]) == {"psnr", "ssim", "haarpsi"}
+    assert 0 <= result["harm_rate"] <= 1 and result["seeds"] == [0]
+    assert result["seconds"]["ours"] > 0 and result["recipe"]["finetune"]["steps"] == 6
+
+
+def test_the_untouched_row_closes_nothing_and_the_oracle_all(result: dict) -> None:
+    assert oracle_gap.gap_closed(result["rows"], "untouched")["psnr"] == 0
+    assert oracle_gap.gap_closed(result["rows"], "oracle")["psnr"] == 1
+    assert result["rows"]["untouched"]["harm_rate"] == 0

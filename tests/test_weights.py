@@ -1,0 +1,261 @@
+"""Published weights: the table, a resumable download from a server on this machine, hashes, import, offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from adapt import weights_cli
+from adapt.cli import main
+from adapt.errors import AdaptError, UsageError
+from adapt.weights_cli import TABLE, fetch_weights, import_weights, list_weights, verify_weights
+from pseudo_targets import downloads as priors
+from pseudo_targets.zoo import PRIORS
+from restorers import downloads as restorers
+from restorers.downloads import PublishedWeights
+
+CONTENT = save({"weight": torch.arange(50_000, dtype=torch.float32)})
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` with ranges; cuts the connection after `cut` bytes the first `cuts` times."""
+
+    daemon_threads = True
+    content, etag, cut, cuts = CONTENT, '"one"', 60_000, 0
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.ranges: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/tiny.safetensors"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.ranges.append(asked)
+        start = 0
+        if asked and self.headers.get("If-Range") == self.server.etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        rest = self.server.content[start:]
+        if start >= len(self.server.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.send_header("ETag", self.server.etag)
+        if start:
+            whole = len(self.server.content)
+            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        self.end_headers()
+        if self.server.cuts > 0:
+            self.server.cuts -= 1
+            rest = rest[: self.server.cut]
+        self.wfile.write(rest)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache" / "weights"
+
+
+def row(url: str, sha256: str = DIGEST, file: str = "tiny.safetensors") -> PublishedWeights:
+    return PublishedWeights("tiny", file, "a test", "MIT", url, len(CONTENT), sha256)
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
+
+
+def test_the_table_is_well_formed_and_joined_from_both_packages() -> None:
+    assert len({weights.name for weights in TABLE}) == len({weights.file for weights in TABLE}) == len(TABLE)
+    for weights in TABLE:
+        assert weights.url.startswith("https://") and weights.url.endswith(weights.file)
+        assert weights.sha256 == "unknown" or len(bytes.fromhex(weights.sha256)) == 32
+        assert weights.licence and weights.purpose
+    assert {weights.name for weights in priors.PUBLISHED} <= set(PRIORS)
+
+
+def test_both_packages_describe_and_keep_weights_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ours, theirs = (dataclasses.fields(module.PublishedWeights) for module in (priors, restorers))
+    assert [(f.name, f.type, f.default) for f in ours] == [(f.name, f.type, f.default) for f in theirs]
+    assert priors.cache_folder() == restorers.cache_folder()
+    monkeypatch.delenv("ADAPT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert priors.cache_folder() == restorers.cache_folder() == tmp_path / "adapt" / "weights"
+
+
+def test_fetch_puts_the_whole_file_in_place_once(server: Server, cache: Path) -> None:
+    path = fetch_weights(row(server.url), quiet)
+    assert path == cache / "tiny.safetensors"
+    assert path.read_bytes() == CONTENT
+    assert not list(cache.glob("*.part")) + list(cache.glob("*.tag"))
+    fetch_weights(row(server.url), quiet)
+    assert server.ranges == [None]
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server: Server) -> None:
+    server.cuts = 2
+    assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=60000-", "bytes=120000-"]
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_gave_up(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.download.ATTEMPTS", 1)
+    server.cuts = 1
+    with pytest.raises(AdaptError, match="bytes are missing"):
+        fetch_weights(row(server.url), quiet)
+    assert not (cache / "tiny.safetensors").exists()
+    assert (cache / "tiny.safetensors.part").stat().st_size == 60_000
+    assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=60000-"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapt.download.ATTEMPTS", 1)
+    server.cuts = 1
+    with pytest.raises(AdaptError):
+        fetch_weights(row(server.url), quiet)
+    server.etag = '"two"'
+    assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_the_file_is_dropped(server: Server, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / "tiny.safetensors.part").write_bytes(b"x" * (len(CONTENT) + 1))
+    (cache / "tiny.safetensors.tag").write_text(server.etag)
+    assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path) -> None:
+    with pytest.raises(AdaptError, match=f"sha256 {DIGEST}, expected {'0' * 64}"):
+        fetch_weights(row(server.url, "0" * 64), quiet)
+    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
+def test_offline_is_one_line_with_file_place_and_import(cache: Path) -> None:
+    closed = Server()
+    url = closed.url
+    closed.server_close()
+    with pytest.raises(AdaptError) as caught:
+        fetch_weights(row(url), quiet)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "no connection" in message and url in message
+    assert str(cache / "tiny.safetensors") in message
+    assert "adapt weights import tiny.safetensors" in message
+
+
+def test_a_refusal_of_the_server_is_named(server: Server) -> None:
+    server.content = b""
+    with pytest.raises(AdaptError, match="the server answered 416"):
+        fetch_weights(row(server.url), quiet)
+
+
+class Payload:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(server: Server, tmp_path: Path, cache: Path) -> None:
+    bad, made = tmp_path / "bad.pth", tmp_path / "made"
+    torch.save({"weight": Payload(made)}, bad)
+    server.content = bad.read_bytes()
+    weights = row(server.url, "unknown", "bad.pth")
+    for action in (lambda: fetch_weights(weights, quiet), lambda: import_weights(bad, weights, (weights,), quiet)):
+        with pytest.raises(AdaptError, match="holds code") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    assert not made.exists() and not (cache / "bad.pth").exists()
+
+
+def test_import_tells_a_file_by_name_by_hash_or_by_what_is_said(tmp_path: Path, cache: Path) -> None:
+    weights = row("https://example.org/tiny.safetensors")
+    for name in ("tiny.safetensors", "renamed.safetensors"):
+        source = tmp_path / name
+        source.write_bytes(CONTENT)
+        assert import_weights(source, None, (weights,), quiet) == cache / "tiny.safetensors"
+        assert (cache / "tiny.safetensors").read_bytes() == CONTENT
+        (cache / "tiny.safetensors").unlink()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(save({"weight": torch.zeros(3)}))
+    with pytest.raises(UsageError, match="--as NAME, one of tiny"):
+        import_weights(other, None, (weights,), quiet)
+    with pytest.raises(AdaptError, match="sha256"):
+        import_weights(other, weights, (weights,), quiet)
+    import_weights(other, dataclasses.replace(weights, sha256="unknown"), (weights,), quiet)
+    with pytest.raises(UsageError, match="no such file"):
+        import_weights(tmp_path / "nothing.pth", None, (weights,), quiet)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_verify_finds_a_changed_file(tmp_path: Path, cache: Path, known: bool) -> None:
+    weights = row("https://example.org/tiny.safetensors", DIGEST if known else "unknown")
+    said: list[str] = []
+    assert verify_weights([weights], said.append) == 0
+    source = tmp_path / "tiny.safetensors"
+    source.write_bytes(CONTENT)
+    import_weights(source, None, (weights,), quiet)
+    assert verify_weights([weights], said.append) == 0
+    (cache / "tiny.safetensors").write_bytes(CONTENT[:-1] + b"?")
+    assert verify_weights([weights], said.append) == 1
+    assert [line.split(": ")[1] for line in said[:2]] == ["not here", "as published" if known else "unchanged"]
+    assert "expected" in said[2]
+
+
+def test_list_shows_licence_address_and_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    list_weights(TABLE, said.append)
+    text = "\n".join(said)
+    for weights in TABLE:
+        assert weights.url in text and weights.sha256 in text and weights.licence in text
+    assert main(["weights", "list"]) == 0
+    assert "ffhq512" in capsys.readouterr().out
+
+
+def test_the_command_answers_mistakes_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["weights", "fetch", "ffhq"]) == 2
+    assert "unknown, expected one of" in capsys.readouterr().err
+    closed = Server()
+    monkeypatch.setattr(weights_cli, "TABLE", (row(closed.url),))
+    closed.server_close()
+    assert main(["weights", "fetch", "tiny"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("adapt: ") and error.count("\n") == 1
+    assert main(["weights", "import", str(tmp_path / "none.pth")]) == 2
