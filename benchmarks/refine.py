@@ -1,6 +1,6 @@
 """What does refining add to stage 1, and what does it cost? Generic degradations of faces the prior never saw.
 
-    python -m benchmarks.refine --validation DIR [--every N] [--json OUT] [--picture PNG]
+    python -m benchmarks.refine --validation DIR [--every N] [--short] [--json OUT] [--picture PNG]
 
 Fidelity (PSNR, SSIM, HaarPSI against the clean face; the low band's distance to stage 1) and realism (KID of the
 results against the clean faces, in the features of degradation removal), over start timestep, guidance scale and calls.
@@ -53,16 +53,19 @@ def default_draw(settings: Generation) -> Row:
     return Row(settings.start_timesteps[1], settings.calls, settings.guidance_scale)
 
 
-def rows_of(settings: Generation) -> list[Row]:
-    """Each axis on its own, around the recipe's settings."""
+def rows_of(settings: Generation, short: bool) -> list[Row]:
+    """The recipe's own settings; unless `short`, each axis around them too."""
     start, calls, guidance = settings.start_timesteps[1], settings.calls, settings.guidance_scale
+    targets = [Row(s, calls, guidance, settings.candidates, settings.realism) for s in settings.start_timesteps]
+    own = [*targets, Row(999, 1, guidance, 1, 0.0)]
+    if short:
+        return own
     starts = [Row(s, calls, guidance) for s in sorted({50, 100, 200, 300, 500, 999, *settings.start_timesteps})]
     means = [Row(s, calls, guidance, 4) for s in settings.start_timesteps]
     mixtures = [Row(start, calls, guidance, 4, realism) for realism in (0.25, 0.5, 0.75)]
-    targets = [Row(s, calls, guidance, settings.candidates, settings.realism) for s in settings.start_timesteps]
     scales = [Row(start, calls, scale) for scale in (0.05, 0.2, 0.5)]
     lengths = [Row(start, n, guidance) for n in (8, 12, 20, 150)]
-    return [*targets, Row(999, 1, guidance, 1, 0.0), *starts, *means, *mixtures, *scales, *lengths]
+    return [*own, *starts, *means, *mixtures, *scales, *lengths]
 
 
 def name_of(row: Row) -> str:
@@ -115,7 +118,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, object]], Tenso
 
     rows: list[dict[str, object]] = [{"row": "degraded", **scores(lq)}, {"row": "stage 1", **scores(stage1)}]
     shown: Sequence[Tensor] = (lq, stage1)
-    for row in rows_of(settings):
+    for row in rows_of(settings, options.short):
         started = time.monotonic()
         images = refined(prior, stage1, settings, row)
         seconds = (time.monotonic() - started) / len(clean)
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--every", type=int, default=1, help="take one validation face in this many")
+    parser.add_argument("--short", action="store_true", help="the recipe's own settings alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
