@@ -85,7 +85,9 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
             path = folder / "camera.safetensors"
             if not path.is_file():
-                fitted = fit_camera(means, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
+                # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
+                # looks milder than it is; a draw and its photo are a pair as true ones are.
+                fitted = fit_camera(draws, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)

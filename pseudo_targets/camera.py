@@ -117,7 +117,7 @@ def fit_camera(
     """Fits the camera on pairs, then matches its output on unrelated clean faces to the photos.
 
     Args:
-        clean: `[N, 3, S, S]`, the clean side of each pair (the pseudo targets).
+        clean: `[N, 3, S, S]`, the clean side of each pair (a draw of its pseudo target).
         photos: `[N, 3, S, S]`, what the camera made of them.
         bank: `[M, 3, S, S]`, clean faces for the spectrum match.
         seed: of every draw made while fitting.

@@ -37,8 +37,8 @@ class PseudoTarget:
     """A photo's pseudo target and what is known about it.
 
     Attributes:
-        mean: the target itself, `[3, S, S]` in `[0, 1]`; the clean side of the camera fit and the pixel loss.
-        draw: one candidate, for perceptual and adversarial losses.
+        mean: the target itself, `[3, S, S]` in `[0, 1]`, for the pixel loss.
+        draw: one candidate; the clean side of the camera fit, and what perceptual and adversarial losses compare with.
         confidence: `[1, S, S]` in `(0, 1]`, near 1 where the candidates agree.
         scores: name -> value, each the one its threshold is compared with.
         accepted: whether it may teach.
