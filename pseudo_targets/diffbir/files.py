@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import uuid
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pseudo_targets import downloads
 from pseudo_targets.embedded import WeightsError
 
 
@@ -31,9 +31,8 @@ _NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 
 
 def cache_folder() -> Path:
-    """`$ADAPT_CACHE/diffbir`, or `~/.cache/adapt/diffbir`."""
-    root = os.environ.get("ADAPT_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "adapt") / "diffbir"
+    """`$ADAPT_CACHE/diffbir`, or `adapt/diffbir` in the user's cache folder."""
+    return downloads.cache_folder().parent / "diffbir"
 
 
 def find(folder: Path, name: str) -> Path | None:
