@@ -19,7 +19,8 @@ from pathlib import Path
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
 
-NETWORKS = ("latents", "restorer", "removal", "prior", "control", "quality")  # in the order they build on each other
+# In the order they build on each other.
+NETWORKS = ("latents", "restorer", "removal", "prior", "control", "quality", "tone")
 
 MAIN_EPILOG = """\
 examples:
@@ -159,7 +160,7 @@ def pretrain_command(given: list[str]) -> int:
     epilog = (
         "example:\n"
         "  adapt pretrain all --data pets/ --output weights/\n"
-        "all is latents, restorer, removal, prior, control, quality, in this order; each can be asked for alone.\n"
+        f"all is {', '.join(NETWORKS)}, in this order; each can be asked for alone.\n"
         "The same command continues a training that was stopped."
     )
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)

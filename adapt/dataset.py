@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from adapt.errors import AdaptError
-from adapt.photos import find_photos, read_photo
+from adapt.photos import Photo, find_photos, read_photo
 from recipes.schema import Finetune
 from restorers.degradations import luma, resize
 
@@ -56,14 +56,18 @@ def load_clean(folder: Path, size: int) -> ImageBank:
     Raises:
         AdaptError: the folder holds no square photo; non-square ones are skipped.
     """
-    found = find_photos(folder)
-    square = [photo for photo in found.photos if photo.width == photo.height]
+    square = square_photos(folder)
     if not square:
         raise AdaptError(
             f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path"
         )
     images = [resize(read_photo(photo.path), (size, size), 2).clamp(0, 1).half() for photo in square]
     return ImageBank(torch.cat(images))
+
+
+def square_photos(folder: Path) -> list[Photo]:
+    """The photos that `load_clean` reads, in its order."""
+    return [photo for photo in find_photos(folder).photos if photo.width == photo.height]
 
 
 def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:

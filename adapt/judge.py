@@ -40,9 +40,13 @@ def paired_difference(after: Tensor, before: Tensor, seed: int, draws: int = 200
     return PairedDifference(float(difference.mean()), low, high, len(difference))
 
 
-def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, seed: int) -> Judgement:
+def judge(
+    before: dict[str, Tensor], after: dict[str, Tensor], camera_agreement: float, limits: Judge, seed: int
+) -> Judgement:
     """Accepts a round whose photos became better, interval included, and still agree with what was photographed.
 
+    A restorer that undoes what the camera did to contrast must move away from the photos, so agreement may fall as low
+    as `camera_agreement`, that of clean faces with what the learned camera makes of them, before `limits` count.
     With `limits.enabled` off every round is accepted.
     """
     differences = {name: paired_difference(after[name], before[name], seed) for name in before}
@@ -54,8 +58,9 @@ def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, se
     if gain.low <= 0:
         reason = f"not better on held-out photos: cleanness {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         return Judgement(differences, harm, False, reason)
-    if agree.mean < -limits.low_band_loss:
-        reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {-limits.low_band_loss:+.4f}"
+    lowest = min(0.0, camera_agreement - float(before["agreement"].mean())) - limits.low_band_loss
+    if agree.mean < lowest:
+        reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {lowest:+.4f}"
         return Judgement(differences, harm, False, reason)
     if harm > limits.harm:
         reason = f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}"

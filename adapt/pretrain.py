@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapt.dataset import ImageBank, load_clean
+from adapt.dataset import ImageBank, load_clean, square_photos
 from adapt.errors import AdaptError
 from adapt.evaluate import psnr
-from adapt.photos import write_photo
+from adapt.photos import read_photo, write_photo
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
 from adapt.seeds import generator_of
 from adapt.training import TrainingPlan, choose_device, make_accelerator, train
@@ -27,6 +27,7 @@ from adapt.workspace import sha256_of, write_json, write_tensors, write_text
 from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
 from pseudo_targets.quality import RANGE, fit_quality, graded_images
+from pseudo_targets.tone import tone_of, tone_statistics
 from restorers.compact import load_compact
 from restorers.degradations import GenericDegradation, resize
 
@@ -74,6 +75,9 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     try:
         if options.network == "quality":
             _fit_quality(bank, validation, options.output, say)
+            return
+        if options.network == "tone":
+            _fit_tone(options, say)
             return
         job = _job(options, bank, validation, device)
     except (WeightsError, FileNotFoundError) as error:
@@ -273,6 +277,20 @@ def _fit_quality(bank: ImageBank, validation: Tensor, output: Path, say: Say) ->
     write_json(output / "quality.json", {"images": len(images), "scores": {"correlation": score}})
     _list_digests(output)
     say(f"quality: correlation with the true PSNR of held-out images {score:.3f}")
+
+
+def _fit_tone(options: PretrainOptions, say: Say) -> None:
+    # Images of one folder whose names are alike up to the last underscore are a set.
+    photos = square_photos(options.data)
+    names = [(photo.path.parent, photo.path.stem.rpartition("_")[0]) for photo in photos]
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    tones = torch.cat([tone_of(resize(read_photo(p.path), (options.size,) * 2, 2).clamp(0, 1)) for p in photos])
+    known = tone_statistics(tones, torch.tensor([order[name] for name in names]))
+    write_tensors(options.output / "tone.safetensors", dict(vars(known)))
+    record = {"images": len(photos), "sets": len(order), **{name: v.tolist() for name, v in vars(known).items()}}
+    write_json(options.output / "tone.json", record)
+    _list_digests(options.output)
+    say(f"tone: {len(photos)} images in {len(order)} sets, known {json.dumps(record)}")
 
 
 def _list_digests(output: Path) -> None:

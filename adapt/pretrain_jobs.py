@@ -30,7 +30,7 @@ from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_con
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.sampling import Trajectory, conditional_mean, draw
 from restorers.compact import Compact
-from restorers.degradations import GenericDegradation
+from restorers.degradations import GenericDegradation, resize
 from restorers.pretrain import restoration_losses
 
 SHOWN = 8  # validation images on a sheet
@@ -151,25 +151,26 @@ def control_job(
 ) -> Pretraining:
     """The IRControlNet and the decoder that it steers, conditioned on what the cleaners make of degraded images.
 
+    `bank` may hold larger images, of which it then sees crops: without them it soon knows its training faces by heart.
     The last of the cleaners is stage 1: its error is what fusion reckons with, and validation refines its output.
     """
-    schedule, degrade = mini_schedule(), GenericDegradation()
+    schedule, degrade, side = mini_schedule(), GenericDegradation(), validation.shape[-1]
     watched, watched_lq = validation[::3].to(device), fixed_pairs(validation)[::3].to(device)
     for part in (codec, *cleaners):
         part.to(device).eval().requires_grad_(False)
-    fusion = Fusion(reference_variance(bank, degrade, cleaners[-1], codec, device))
+    fusion = Fusion(reference_variance(bank, side, degrade, cleaners[-1], codec, device))
     context, keep = mini_context().to(device), [LowPassReplacement(BlockMean(2), len(schedule) - 1, 0)]
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         steered = cast(Steered, net)  # a copy of the module below
-        clean = some_gray(bank.draw(batch, generator), generator).to(device)
+        clean = some_gray(bank.draw_views(batch, side, generator), generator).to(device)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
         return control_losses(steered, latent, condition, schedule, context, fusion, generator)
 
     def expected(net: nn.Module, reference: Tensor) -> Tensor:
-        steered, size = cast(Steered, net), validation.shape[-1]
-        args = (codec, steered.unet, steered.control, schedule, size, mini_context(), "mini", "", "", fusion)
+        steered = cast(Steered, net)
+        args = (codec, steered.unet, steered.control, schedule, side, mini_context(), "mini", "", "", fusion)
         prior = LatentPrior(*args).to(reference.device)
         return torch.cat([conditional_mean(prior, part, 1.0, keep) for part in reference.split(16)])
 
@@ -202,11 +203,16 @@ def control_job(
 
 @torch.no_grad()
 def reference_variance(
-    bank: ImageBank, degrade: GenericDegradation, cleaner: nn.Module, codec: PatchLatents, device: torch.device
+    bank: ImageBank,
+    side: int,
+    degrade: GenericDegradation,
+    cleaner: nn.Module,
+    codec: PatchLatents,
+    device: torch.device,
 ) -> Tensor:
     """Mean squared error by latent channel of what the cleaner makes of degraded images, `[C]`."""
     generator = generator_of("reference variance")
-    clean = bank.draw(256, generator).to(device)
+    clean = resize(bank.draw(256, generator), (side, side), 2).clamp(0, 1).to(device)
     lq = degrade(clean, generator)
     cleaned = torch.cat([cleaner(part).clamp(0, 1) for part in lq.split(16)])
     return (codec.encode(cleaned) - codec.encode(clean)).square().mean((0, 2, 3))

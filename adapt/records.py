@@ -48,7 +48,8 @@ def log(tracker: Tracker, report: RoundReport) -> None:
     scores = {f"judge/{name}": difference.mean for name, difference in verdict.differences.items()}
     counts = {"targets": float(report.targets), "accepted_targets": float(report.accepted_targets)}
     seconds = {f"seconds/{name.replace(' ', '_')}": value for name, value in report.seconds.items()}
-    tracker.log(report.number, {**scores, **counts, **seconds, "harm_rate": verdict.harm_rate})
+    blend = {"blend": report.blend, "harm_rate": verdict.harm_rate}
+    tracker.log(report.number, {**scores, **counts, **seconds, **blend})
 
 
 def summary_line(report: RoundReport) -> str:

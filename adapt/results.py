@@ -37,7 +37,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round: what was generated, what was kept, how training went, how it was judged."""
+    """One round: what was generated, what was kept, how training went, how it was judged.
+
+    `blend`: how far the restorer went from the one before to the finetuned one, 0 to 1 (`adapt.blend`).
+    """
 
     number: int
     targets: int
@@ -46,6 +49,7 @@ class RoundReport:
     losses: tuple[dict[str, float], ...]
     judgement: Judgement
     seconds: dict[str, float]
+    blend: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from adapt.console import Narrator
 from adapt.gather import load_crops
 from adapt.records import log, read_report, summary_line
 from adapt.results import Judgement, RoundReport
-from adapt.stages import Job, generate, judge_round, learn_camera, teach
+from adapt.stages import Job, generate, judge_round, learn_camera, settle, teach
 from adapt.workspace import write_json
 from restorers.zoo import LoadedRestorer, load_file, save_restorer
 
@@ -54,6 +54,7 @@ def run_round(job: Job, number: int) -> RoundReport:
     targets = generate(job, number, photos)
     kept = targets.accepted()
     losses: tuple[dict[str, float], ...] = ()
+    share = 1.0
     if len(kept) < FEWEST_TARGETS:
         made = len(targets.targets)
         reason = f"only {len(kept)} of {made} pseudo targets could be trusted, {FEWEST_TARGETS} are needed"
@@ -61,11 +62,13 @@ def run_round(job: Job, number: int) -> RoundReport:
     else:
         lessons = learn_camera(job, number, targets, photos)
         module, losses = teach(job, number, lessons)
+        module, share = settle(job, number, lessons, module)
         save_restorer(replace(job.restorer, module=module), folder / "restorer.safetensors")
         verdict = judge_round(job, module, number, lessons)
     refused = [target.reason.split(":")[0] for target in targets.targets if not target.accepted]
     rejections = dict(Counter(refused + [failure for _, failure in targets.failures]))
-    report = RoundReport(number, len(targets.targets), len(kept), rejections, losses, verdict, dict(narrator.seconds))
+    seconds = dict(narrator.seconds)
+    report = RoundReport(number, len(targets.targets), len(kept), rejections, losses, verdict, seconds, share)
     log(job.tracker, report)
     write_json(record, asdict(report))
     (folder / "finetune.pt").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from adapt.blend import best_share, blend
 from adapt.cluster import Mapper
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
@@ -17,14 +18,17 @@ from adapt.generate import WorkerFactory, start_of
 from adapt.judge import judge, restore_all, scores_of
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
-from adapt.seeds import seed_of
+from adapt.seeds import generator_of, seed_of
 from adapt.targets import TargetSet, make_bank, make_targets
 from adapt.tracking import Tracker
 from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
+from pseudo_targets.embedded import load_tone
+from pseudo_targets.gating import low_band_difference
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
+from pseudo_targets.tone import find_tone, tone_of
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation, luma
 from restorers.zoo import LoadedRestorer
@@ -76,7 +80,8 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     lq, means = lq.to(job.device), means.to(job.device)
     draws = torch.stack([target.draw for target in chosen]).to(job.device)
     confidence = torch.stack([target.confidence for target in chosen]).to(job.device)
-    if is_gray(lq):
+    gray = is_gray(lq)
+    if gray:
         # What is clean has no colour then; a tint is the camera's, and the restorer must learn to remove it.
         bank, means, draws = (luma(images).expand(-1, 3, -1, -1).contiguous() for images in (bank, means, draws))
     camera = None
@@ -87,7 +92,9 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
             if not path.is_file():
                 # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
-                fitted = fit_camera(draws, lq, bank, plan, seed_of("camera", job.recipe.seed, number), advance)
+                tone = find_tone(tone_of(lq).cpu(), load_tone(), gray) if settings.tone else None
+                seed = seed_of("camera", job.recipe.seed, number)
+                fitted = fit_camera(draws, lq, bank, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
@@ -126,6 +133,16 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     return trained.module.cpu(), trained.losses
 
 
+def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[nn.Module, float]:
+    """Goes as far towards the finetuned restorer as photographed targets say; returns it and the share of the way."""
+    if lessons.camera is None or not job.recipe.finetune.blend:
+        return module, 1.0
+    old = job.restorer.module.cpu().eval()
+    seen = lessons.camera(lessons.draws, generator_of("blend", job.recipe.seed, number))
+    share = best_share(old, module, seen.cpu(), lessons.draws.cpu())
+    return blend(old, module, share), share
+
+
 def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
     """Compares the new restorer with the one before it on the held-out photos."""
     held = load_crops(job.workspace.root, job.gathered.judging())
@@ -134,7 +151,12 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
         scores_of(restore_all(restore, held), held, cleanness)
         for restore in (job.restorer.module.cpu().eval(), module)
     )
-    return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
+    expected = 0.0
+    if lessons.camera is not None:
+        clean = lessons.bank.images.float()
+        seen = lessons.camera(clean.to(lessons.photos), generator_of("judge", job.recipe.seed)).cpu()
+        expected = -float(low_band_difference(clean, seen).mean())
+    return judge(before, after, expected, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 
 
 def factory(job: Job) -> WorkerFactory:

@@ -47,6 +47,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "without gate": NO_GATE,
     "without replay": ("finetune.replay_share=0", "finetune.camera_share=1"),
     "without camera": ("camera.enabled=false", "finetune.camera_share=0"),
+    "without tone": ("camera.tone=false",),
+    "without blend": ("finetune.blend=false",),
     "without spectrum match": ("camera.spectrum_match=false",),
     "without per-photo start": ("generation.start=fixed", "generation.start_timesteps=[200]"),
     "published filter": ("generation.filter=published",),

@@ -1,9 +1,10 @@
 """The learned camera: what turns a clean face into a photo of this camera, fitted without ground truth.
 
-`photo = mean(clean) + sigma(mean) * n`: the mean response is a linear filter plus a small network, the noise is
-Gaussian with a strength that depends on brightness and a full cross-spectrum between the colour channels. It is fitted
-on (pseudo target, photo) pairs and then matched to the photos' power spectrum without pairs, because pairs made from
-restored photos cannot show the blur that the restorer left in.
+`photo = mean(toned) + sigma(mean) * n`: `toned` is the clean face with the camera's tone (`pseudo_targets.tone`), the
+mean response is a linear filter plus a small network, the noise is Gaussian with a strength that depends on brightness
+and a full cross-spectrum between the colour channels. It is fitted on (pseudo target, photo) pairs and then matched to
+the photos' power spectrum without pairs, because pairs made from restored photos cannot show the blur that the restorer
+left in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+
+from pseudo_targets.tone import ToneChange, tone_of, with_tone
 
 BINS = 8  # brightness levels at which the noise strength is known
 LOWEST = 0.06  # cycles a pixel; below it content, not the camera, decides the spectrum
@@ -26,6 +29,9 @@ class LearnedCamera(nn.Module):
         size: side in pixels; the noise spectrum belongs to it.
     """
 
+    tone_gain: Tensor
+    tone_offset: Tensor
+    tone_root: Tensor
     sigma: Tensor
     noise_root: Tensor
     blur_gain: Tensor
@@ -46,18 +52,26 @@ class LearnedCamera(nn.Module):
             nn.init.zeros_(parameter)
         nn.init.dirac_(self.linear.weight)
         half = size // 2 + 1
+        self.register_buffer("tone_gain", torch.ones(()))
+        self.register_buffer("tone_offset", torch.zeros(3))
+        self.register_buffer("tone_root", torch.zeros(3, 3))
         self.register_buffer("sigma", torch.zeros(3, BINS))
         self.register_buffer("noise_root", torch.zeros(size, half, 3, 3, 2))  # real and imaginary part
         self.register_buffer("blur_gain", torch.ones(size, half))
         self.register_buffer("noise_gain", torch.ones(size, half))
 
+    def toned(self, clean: Tensor, generator: Generator) -> Tensor:
+        """The clean image with a tone that this camera may give it; not clamped."""
+        cast = torch.randn(len(clean), 3, generator=generator).to(clean) @ self.tone_root.T
+        return self.tone_gain * clean + (self.tone_offset + cast)[..., None, None]
+
     def response(self, clean: Tensor) -> Tensor:
-        """The mean response before the spectrum match, differentiable."""
+        """The mean response to a toned image before the spectrum match, differentiable."""
         linear = self.linear(clean)
         return linear + self.curve(linear)
 
     def mean(self, clean: Tensor) -> Tensor:
-        """The expected photo of a clean image."""
+        """The expected photo of a toned image."""
         spectrum = torch.fft.rfft2(self.response(clean))
         return torch.fft.irfft2(spectrum * self.blur_gain, s=(self.size, self.size))
 
@@ -80,7 +94,7 @@ class LearnedCamera(nn.Module):
 
     @torch.no_grad()
     def forward(self, clean: Tensor, generator: Generator) -> Tensor:
-        mean = self.mean(clean)
+        mean = self.mean(self.toned(clean, generator))
         return (mean + self.noise(mean, generator)).clamp(0, 1)
 
 
@@ -113,6 +127,7 @@ def fit_camera(
     plan: CameraFit,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    tone: ToneChange | None = None,
 ) -> LearnedCamera:
     """Fits the camera on pairs, then matches its output on unrelated clean faces to the photos.
 
@@ -121,10 +136,17 @@ def fit_camera(
         photos: `[N, 3, S, S]`, what the camera made of them.
         bank: `[M, 3, S, S]`, clean faces for the spectrum match.
         seed: of every draw made while fitting.
+        tone: what the camera adds to the tone. With it the clean sides first get the tone of their photos, so that
+            the response does not explain the tone a second time.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         camera = LearnedCamera(clean.shape[-1]).to(clean.device)
+    if tone is not None:
+        camera.tone_gain.copy_(tone.gain)
+        camera.tone_offset.copy_(tone.offset)
+        camera.tone_root.copy_(tone.root)
+        clean = with_tone(clean, tone_of(photos)).clamp(0, 1)
     _fit_mean(camera, clean, photos, plan, seed, on_step)
     with torch.no_grad():
         _fit_noise(camera, clean, photos)
@@ -207,16 +229,6 @@ def power_spectrum(image: Tensor) -> Tensor:
     return _power(centred / centred.std((1, 2, 3), keepdim=True).clamp(min=1e-3)).mean(0)
 
 
-def with_spectrum(image: Tensor, power: Tensor, most: float = 3.0) -> Tensor:
-    """Images `[B, 3, S, S]` filtered together, without phase, so that their `power_spectrum` is `power`.
-
-    No frequency's amplitude changes by more than a factor of `most`.
-    """
-    gain = (power / power_spectrum(image)).sqrt().clamp(1 / most, most)
-    mean = image.mean((2, 3), keepdim=True)
-    return (mean + torch.fft.irfft2(torch.fft.rfft2(image - mean) * gain, s=image.shape[-2:])).clamp(0, 1)
-
-
 def _power(centred: Tensor) -> Tensor:
     """Power of each image `[B, 3, S, S]` at each frequency under a Hann window, smoothed, `[B, S, S // 2 + 1]`."""
     window = torch.hann_window(centred.shape[-1], periodic=False, device=centred.device)
@@ -228,7 +240,7 @@ def _power(centred: Tensor) -> Tensor:
 
 def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: int) -> None:
     generator = Generator().manual_seed(seed)
-    mean = torch.cat([camera.mean(part) for part in bank.split(16)])
+    mean = torch.cat([camera.mean(camera.toned(part, generator)) for part in bank.split(16)])
     noise = torch.cat([camera.noise(part, generator) for part in mean.split(16)])
     contrast = (mean + noise).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     signals, grain = _power((mean - mean.mean((2, 3), keepdim=True)) / contrast), _power(noise / contrast).mean(0)

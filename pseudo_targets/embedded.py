@@ -18,6 +18,7 @@ from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_con
 from pseudo_targets.quality import QualityPredictor
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
+from pseudo_targets.tone import ToneStatistics
 
 WEIGHTS = Path(__file__).parent / "weights"
 LICENCE = "Apache-2.0"
@@ -55,6 +56,12 @@ def load_quality(folder: Path = WEIGHTS) -> QualityPredictor:
     """The quality read-out on top of degradation removal, in eval mode and frozen."""
     tensors, _ = read_weights(folder, "quality")
     return QualityPredictor(load_removal(folder), **tensors).eval().requires_grad_(False)
+
+
+def load_tone(folder: Path = WEIGHTS) -> ToneStatistics:
+    """What is known of the tone of clean images."""
+    tensors, _ = read_weights(folder, "tone")
+    return ToneStatistics(**tensors)
 
 
 def load_unet(folder: Path = WEIGHTS) -> UNet2DConditionModel:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pseudo_targets.filters import BlockMean
+from pseudo_targets.tone import tone_of, with_tone
 
 Embed = Callable[[Tensor], Tensor]
 """Face image `[B, 3, S, S]` -> identity embedding `[B, D]`."""
@@ -90,7 +91,8 @@ def gate(
     """
     confidence = confidence_map(candidates)
     columns = {
-        "low_band": low_band_difference(mean, photo),
+        # A restorer that has learned to undo the camera's tone must not lose its targets for that.
+        "low_band": low_band_difference(with_tone(mean, tone_of(photo)), photo),
         "quality": quality(mean),
         "spread": candidates.std(0, correction=min(1, len(candidates) - 1)).mean((1, 2, 3)),
     }

@@ -94,6 +94,8 @@ class Camera(_Section):
     """Optimiser steps of the mean response."""
     spectrum_match: bool = True
     """Matches the camera's output to the photos' power spectrum without pairs."""
+    tone: bool = True
+    """Learns what the camera does to contrast and colour, where it does more than sets of clean faces differ by."""
     bank: Annotated[int, Field(ge=16)] = 192
     """Clean faces drawn by the prior (or taken from --clean)."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
@@ -131,6 +133,8 @@ class Finetune(_Section):
     """Weight of the distance in the features of degradation removal."""
     adversarial: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hinge loss of a small patch discriminator whose real images are the clean bank."""
+    blend: bool = True
+    """Goes only as far from the old weights to the finetuned ones as restores photographed targets best."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision; auto uses bf16 where the device computes in it."""
 
@@ -150,7 +154,7 @@ class Judge(_Section):
     enabled: bool = True
     """Without it every round is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
-    """How much the low bands of restored photo and photo may move apart."""
+    """How much the low bands of restored photo and photo may move apart beyond what the learned camera explains."""
     harm: Share = 0.4
     """Largest share of held-out photos that may get worse."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pseudo_targets.bank import is_gray
-from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera, power_spectrum, with_spectrum
+from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera, power_spectrum
 from tests.tiny import blobs
 
 
@@ -70,15 +70,6 @@ def test_a_difference_between_two_sets_of_faces_is_not_taken_for_noise() -> None
     photos = (clean + 0.005 * torch.randn(clean.shape, generator=gen(0))).clamp(0, 1)
     camera = fit_camera(clean, photos, detailed(24, 3), CameraFit(steps=5), seed=0)
     assert float((camera.noise_gain > 1.5).float().mean()) < 0.05
-
-
-def test_images_take_the_spectrum_they_are_given() -> None:
-    soft = 0.6 * detailed(24, 2) + 0.4 * blobs(24, 32, 2)
-    wanted = power_spectrum(detailed(24, 1))
-    before, after = (power_spectrum(images) / wanted for images in (soft, with_spectrum(soft, wanted)))
-    assert before[4:28, 4:].mean() < 0.6
-    assert float(after[4:28, 4:].mean()) == pytest.approx(1, abs=0.15)
-    assert with_spectrum(soft, wanted, most=1.0).sub(soft).abs().max() < 1e-5
 
 
 def test_strength_is_linear_between_brightness_levels() -> None:

@@ -8,10 +8,10 @@ from recipes.schema import Judge
 from tests.tiny import blobs
 
 
-def verdict(gain: torch.Tensor, agreement: float = 0.0, harm: float = 0.4):
+def verdict(gain: torch.Tensor, agreement: float = 0.0, harm: float = 0.4, camera: float = 0.0):
     before = {"cleanness": torch.zeros(20), "agreement": torch.zeros(20)}
     after = {"cleanness": gain, "agreement": torch.full((20,), agreement)}
-    return judge(before, after, Judge(low_band_loss=0.01, harm=harm), seed=0)
+    return judge(before, after, camera, Judge(low_band_loss=0.01, harm=harm), seed=0)
 
 
 def test_a_clear_gain_is_accepted() -> None:
@@ -30,6 +30,13 @@ def test_a_gain_bought_by_drift_is_rolled_back() -> None:
     assert not result.accepted and "drifts" in result.reason
 
 
+def test_a_restorer_may_move_away_as_far_as_the_camera_did() -> None:
+    gain = torch.full((20,), 0.02)
+    assert verdict(gain, agreement=-0.05, camera=-0.045).accepted
+    assert not verdict(gain, agreement=-0.05, camera=-0.03).accepted
+    assert verdict(gain, agreement=-0.009, camera=0.0).accepted  # a camera that changes nothing allows no less
+
+
 def test_a_gain_that_harms_many_is_rolled_back() -> None:
     values = torch.cat([torch.full((12,), 0.1), torch.full((8,), -0.001)])
     result = verdict(values, harm=0.3)
@@ -40,7 +47,7 @@ def test_a_gain_that_harms_many_is_rolled_back() -> None:
 def test_without_judging_every_round_is_kept_and_scored() -> None:
     scores = {"cleanness": torch.zeros(20), "agreement": torch.zeros(20)}
     worse = {"cleanness": torch.full((20,), -0.1), "agreement": torch.full((20,), -0.5)}
-    result = judge(scores, worse, Judge(enabled=False), seed=0)
+    result = judge(scores, worse, 0.0, Judge(enabled=False), seed=0)
     assert result.accepted and result.harm_rate == 1
     assert result.differences["cleanness"].mean < 0 and "without judging" in result.reason
 

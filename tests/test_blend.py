@@ -1,0 +1,30 @@
+"""The blend lies between two networks, and stops where photographed targets are restored best."""
+
+import torch
+from torch import Tensor, nn
+
+from adapt.blend import SHARES, best_share, blend
+
+
+class Gain(nn.Module):
+    """Multiplies by one weight."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.weight * image
+
+
+def test_weights_lie_between_and_the_sources_stay() -> None:
+    old, new = Gain(1.0), Gain(2.0)
+    assert float(blend(old, new, 0.25).weight) == 1.25
+    assert float(blend(old, new, 1.0).weight) == 2.0
+    assert float(old.weight) == 1.0 and float(new.weight) == 2.0
+
+
+def test_it_stops_where_restoration_is_best() -> None:
+    clean = 0.4 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for share in SHARES:
+        assert best_share(Gain(1.0), Gain(2.0), clean / (1 + share), clean) == share
