@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def gather(
     return gathered
 
 
-def load_crops(folder: Path, faces: list[FaceRecord]) -> Tensor:
+def load_crops(folder: Path, faces: Sequence[FaceRecord]) -> Tensor:
     """The aligned crops of `faces`, `[N, 3, S, S]` in `[0, 1]`."""
     return torch.cat([read_photo(folder / "faces" / f"{face.id}.png") for face in faces])
 

@@ -56,7 +56,8 @@ def summary_line(report: RoundReport) -> str:
     """One line that says what a round did."""
     verdict = report.judgement
     word = "accepted" if verdict.accepted else "rolled back"
+    way = "" if report.blend == 1 else f", {report.blend:.0%} of the way to the finetuned weights"
     return (
-        f"round {report.number}: {report.accepted_targets} of {report.targets} targets kept, {word}: {verdict.reason}"
-        f" ({sum(report.seconds.values()):.0f} s)"
+        f"round {report.number}: {report.accepted_targets} of {report.targets} targets kept{way}, {word}: "
+        f"{verdict.reason} ({sum(report.seconds.values()):.0f} s)"
     )

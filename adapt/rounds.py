@@ -51,7 +51,7 @@ def run_round(job: Job, number: int) -> RoundReport:
     narrator = Narrator(job.narrator.console)
     job = replace(job, narrator=narrator)
     photos = load_crops(job.workspace.root, job.gathered.teaching())
-    targets = generate(job, number, photos)
+    targets = generate(job, number, job.gathered.teaching(), "pseudo targets")
     kept = targets.accepted()
     losses: tuple[dict[str, float], ...] = ()
     share = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,9 @@ from adapt.cluster import Mapper
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
 from adapt.finetune import finetune
-from adapt.gather import Gathered, load_crops
+from adapt.gather import FaceRecord, Gathered, load_crops
 from adapt.generate import WorkerFactory, start_of
-from adapt.judge import judge, restore_all, scores_of
+from adapt.judge import judge, photographed_score, restore_all, scores_of
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
 from adapt.seeds import generator_of, seed_of
@@ -32,6 +33,8 @@ from pseudo_targets.tone import find_tone, tone_of
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation, luma
 from restorers.zoo import LoadedRestorer
+
+FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class Job:
     device: torch.device
 
 
-def generate(job: Job, number: int, photos: Tensor) -> TargetSet:
-    """Stage 1, stage 2 and gate for all faces that may teach."""
-    faces = job.gathered.teaching()
+def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> TargetSet:
+    """Stage 1, stage 2 and gate for faces; `name` is one of `FOLDERS`."""
+    photos = load_crops(job.workspace.root, faces)
     settings = job.recipe.generation
     removal = job.quality.removal.cpu()
     starts = [start_of(photo, removal, settings) for photo in photos]
@@ -63,8 +66,8 @@ def generate(job: Job, number: int, photos: Tensor) -> TargetSet:
         "restorer_sha256": state_sha256(job.restorer.module),
         "recipe_sha256": hashlib.sha256(job.recipe.model_dump_json().encode()).hexdigest(),
     }
-    with job.narrator.stage("pseudo targets", len(faces)) as advance:
-        folder = job.workspace.round(number) / "targets"
+    with job.narrator.stage(name, len(faces)) as advance:
+        folder = job.workspace.round(number) / FOLDERS[name]
         seed = (job.recipe.seed, number)
         return make_targets(faces, photos, starts, folder, factory(job), job.mapper, seed, provenance, advance)
 
@@ -144,18 +147,23 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
 
 
 def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
-    """Compares the new restorer with the one before it on the held-out photos."""
+    """Compares the new restorer with the one before it on the held-out photos and on their photographed targets."""
     held = load_crops(job.workspace.root, job.gathered.judging())
     cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float(), lessons.photos.cpu())
-    before, after = (
-        scores_of(restore_all(restore, held), held, cleanness)
-        for restore in (job.restorer.module.cpu().eval(), module)
-    )
+    nets = (job.restorer.module.cpu().eval(), module)
+    before, after = (scores_of(restore_all(net, held), held, cleanness) for net in nets)
     expected = 0.0
     if lessons.camera is not None:
-        clean = lessons.bank.images.float()
-        seen = lessons.camera(clean.to(lessons.photos), generator_of("judge", job.recipe.seed)).cpu()
-        expected = -float(low_band_difference(clean, seen).mean())
+        generator = generator_of("judge", job.recipe.seed)
+        bank = lessons.bank.images.float()
+        expected = -float(low_band_difference(bank, lessons.camera(bank.to(lessons.photos), generator).cpu()).mean())
+        targets = generate(job, number, job.gathered.judging(), "targets to judge by").targets
+        clean = torch.stack([target.draw for target in targets])
+        if is_gray(lessons.photos):
+            clean = luma(clean).expand(-1, 3, -1, -1).contiguous()
+        seen = lessons.camera(clean.to(lessons.photos), generator).cpu()
+        for scores, net in zip((before, after), nets, strict=True):
+            scores["photographed"] = photographed_score(net, seen, clean)
     return judge(before, after, expected, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 
 

@@ -22,6 +22,7 @@ from adapt.seeds import generator_of
 from adapt.stages import Job
 from adapt.targets import read_provenance, read_target
 from adapt.workspace import write_jsonl
+from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.zoo import load_prior
 from recipes.load import dump_recipe
 from restorers.export import export_onnx
@@ -169,9 +170,20 @@ def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
     photos = load_crops(job.workspace.root, job.gathered.teaching()[:4])
     return {
         "clean faces drawn by the prior": torch.cat(list(clean), dim=2),
-        "as the learned camera sees them": torch.cat(list(seen), dim=2),
+        f"as the learned camera sees them{_tone_words(camera)}": torch.cat(list(seen), dim=2),
         "photos of the real camera": torch.cat(list(photos), dim=2),
     }
+
+
+def _tone_words(camera: LearnedCamera) -> str:
+    """What the camera does to the tone, or nothing."""
+    gain, cast = float(camera.tone_gain), float(camera.tone_root.square().sum().div(3).sqrt())
+    words = []
+    if gain != 1:
+        words.append(f"contrast {gain:.0%}")
+    if cast > 0:
+        words.append(f"colour cast that varies by {cast:.1%} from photo to photo")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _licences(job: Job) -> dict[str, str]:

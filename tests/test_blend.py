@@ -19,9 +19,9 @@ class Gain(nn.Module):
 
 def test_weights_lie_between_and_the_sources_stay() -> None:
     old, new = Gain(1.0), Gain(2.0)
-    assert float(blend(old, new, 0.25).weight) == 1.25
-    assert float(blend(old, new, 1.0).weight) == 2.0
-    assert float(old.weight) == 1.0 and float(new.weight) == 2.0
+    assert blend(old, new, 0.25).weight.item() == 1.25
+    assert blend(old, new, 1.0).weight.item() == 2.0
+    assert old.weight.item() == 1.0 and new.weight.item() == 2.0
 
 
 def test_it_stops_where_restoration_is_best() -> None:

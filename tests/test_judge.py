@@ -20,6 +20,21 @@ def test_a_clear_gain_is_accepted() -> None:
     assert 0.01 < result.differences["cleanness"].low < 0.02 < result.differences["cleanness"].high < 0.03
 
 
+def test_no_score_may_fall_and_one_must_rise_for_sure() -> None:
+    zero, sure = torch.zeros(20), torch.full((20,), 0.02)
+    unsure = torch.tensor([0.03, -0.025] * 10)
+    for cleanness, photographed, accepted in (
+        (unsure, sure, True),
+        (sure, unsure, True),
+        (sure, -unsure, False),
+        (-unsure, sure, False),
+        (unsure, unsure, False),
+    ):
+        before = {"cleanness": zero, "agreement": zero, "photographed": zero}
+        after = {"cleanness": cleanness, "agreement": zero, "photographed": photographed}
+        assert judge(before, after, 0.0, Judge(harm=0.5), seed=0).accepted == accepted
+
+
 def test_noise_is_no_gain() -> None:
     result = verdict(torch.tensor([0.01, -0.01] * 10))
     assert not result.accepted and "not better" in result.reason
