@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import Degrade, ImageBank, Lessons
@@ -25,6 +26,7 @@ from adapt.workspace import read_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_quality, load_removal
+from pseudo_targets.tone import ToneChange
 from recipes.schema import Finetune, Recipe
 from restorers.degradations import GenericDegradation, luma
 from restorers.zoo import load_restorer
@@ -143,7 +145,19 @@ def camera_of_true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> De
     """Our camera model, fitted on true pairs: what a perfect clean side would give."""
     settings = ground.recipe.camera
     plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-    return fit_camera(references, ground.photos, _as_photographed(ground, bank), plan, seed_of("true pairs"))
+    bank, seed = _as_photographed(ground, bank), seed_of("true pairs")
+    return fit_camera(references, ground.photos, bank, plan, seed, tone=_true_tone(references, ground.photos))
+
+
+def _true_tone(references: Tensor, photos: Tensor) -> ToneChange:
+    """Gain and offsets that explain the photos best, and the covariance of what they leave in each photo's means."""
+    clean, seen = F.avg_pool2d(references, 4), F.avg_pool2d(photos, 4)
+    means = clean.mean((0, 2, 3)), seen.mean((0, 2, 3))
+    centred, wanted = (image - mean.view(1, 3, 1, 1) for image, mean in zip((clean, seen), means, strict=True))
+    gain = (centred * wanted).sum() / centred.square().sum()
+    left = wanted.mean((2, 3)) - gain * centred.mean((2, 3))
+    values, vectors = torch.linalg.eigh(torch.cov(left.T))
+    return ToneChange(gain, means[1] - gain * means[0], vectors * values.clamp(min=0).sqrt())
 
 
 def given_camera(name: str) -> Degrade:
