@@ -97,6 +97,7 @@ def _run(
             recipe,
             gathered,
             restorer,
+            restorer,
             options.prior,
             load_quality(),
             clean,

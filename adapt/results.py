@@ -39,7 +39,7 @@ class Judgement:
 class RoundReport:
     """One round: what was generated, what was kept, how training went, how it was judged.
 
-    `blend`: how far the restorer went from the one before to the finetuned one, 0 to 1 (`adapt.blend`).
+    `blend`: how far the restorer went from the first one to the finetuned one, 0 to 1 (`adapt.blend`).
     """
 
     number: int

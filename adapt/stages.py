@@ -39,10 +39,14 @@ FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
 
 @dataclass(frozen=True)
 class Job:
-    """One adaptation: what goes in, what it works with, where it reports to."""
+    """One adaptation: what goes in, what it works with, where it reports to.
+
+    `base` is the restorer before all rounds, `restorer` the current one.
+    """
 
     recipe: Recipe
     gathered: Gathered
+    base: LoadedRestorer
     restorer: LoadedRestorer
     prior: str
     quality: QualityPredictor
@@ -137,10 +141,10 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
 
 
 def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[nn.Module, float]:
-    """Goes as far towards the finetuned restorer as photographed targets say; returns it and the share of the way."""
+    """Goes as far from the base to the finetuned restorer as photographed targets say; also returns the share."""
     if lessons.camera is None or not job.recipe.finetune.blend:
         return module, 1.0
-    old = job.restorer.module.cpu().eval()
+    old = job.base.module.cpu().eval()
     seen = lessons.camera(lessons.draws, generator_of("blend", job.recipe.seed, number))
     share = best_share(old, module, seen.cpu(), lessons.draws.cpu())
     return blend(old, module, share), share

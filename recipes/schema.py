@@ -134,7 +134,7 @@ class Finetune(_Section):
     adversarial: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hinge loss of a small patch discriminator whose real images are the clean bank."""
     blend: bool = True
-    """Goes only as far from the old weights to the finetuned ones as restores photographed targets best."""
+    """Goes only as far from the first weights to the finetuned ones as helps to restore photographed targets."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision; auto uses bf16 where the device computes in it."""
 
