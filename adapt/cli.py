@@ -174,7 +174,7 @@ def pretrain_command(given: list[str]) -> int:
     )
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
     parser.add_argument(
-        "--data-size", type=int, metavar="PX", help="restorer: load images larger than --size, to train on crops too"
+        "--data-size", type=int, metavar="PX", help="restorer, control: load images larger than --size, for crops too"
     )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the embedded weights had)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")

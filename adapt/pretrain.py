@@ -36,9 +36,10 @@ DEFAULTS = {
     "restorer": TrainingPlan(steps=24000, learning_rate=2e-3, warmup=200),
     "removal": TrainingPlan(steps=2300, learning_rate=5e-4, warmup=200),
     "prior": TrainingPlan(steps=12900, learning_rate=4e-4, warmup=300),
-    "control": TrainingPlan(steps=13100, learning_rate=5e-4, warmup=100),
+    "control": TrainingPlan(steps=7000, learning_rate=5e-4, warmup=100),
 }
 """What the embedded weights were trained with, stages added up."""
+CROPPING = ("restorer", "control")  # networks that learn on crops of larger images
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def start_from(job: Pretraining, path: Path) -> None:
 
 def _images(options: PretrainOptions) -> tuple[ImageBank, Tensor]:
     """What to train on, and validation images at the network's size."""
-    bank = load_clean(options.data, options.data_size or options.size)
+    larger = options.data_size if options.network in CROPPING else None
+    bank = load_clean(options.data, larger or options.size)
     if options.validation is not None:
         return bank, load_clean(options.validation, options.size).images.float()
     held_out = resize(bank.images[::32].float(), (options.size, options.size), 2).clamp(0, 1)

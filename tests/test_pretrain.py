@@ -1,6 +1,7 @@
 """`adapt pretrain`: the whole family from a folder of images, in the documented order, loadable afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from adapt.dataset import ImageBank, some_gray
 from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
-from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, mini_schedule
+from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, load_tone, mini_schedule
 from pseudo_targets.pretrain import control_losses, denoising_error
 from pseudo_targets.priors import Fusion
 from restorers.compact import load_compact
@@ -41,6 +42,7 @@ def test_every_network_loads_and_runs(trained: Path) -> None:
     assert load_compact(trained / "compact.safetensors")(image).shape == image.shape
     assert load_removal(trained)(image).shape == image.shape
     assert load_quality(trained)(image).shape == (1,)
+    assert float(load_tone(trained).between.min()) > 0
     prior = load_mini(trained)
     assert prior.resolution == 64
     assert prior.decode(prior.encode(image)).shape == image.shape
@@ -64,6 +66,23 @@ def test_the_same_command_leaves_finished_networks_alone(trained: Path, capsys) 
     assert capsys.readouterr().out.count("is trained already") == 4
     assert {path: path.stat().st_mtime_ns for path in trained.glob("*.checkpoint.pt")} == before
     assert {path: path.read_bytes() for path in trained.glob("*.safetensors")} == weights
+
+
+def test_images_of_one_name_up_to_the_last_underscore_are_a_set(tmp_path: Path) -> None:
+    for index, image in enumerate(blobs(12, 64)):
+        folder = tmp_path / "data" / ("mine" if index < 4 else "yours")
+        write_photo(folder / f"{'ab'[index % 2]}_{index}.png", image[None])
+    assert main(["pretrain", "tone", *arguments_of(tmp_path)]) == 0
+    record = json.loads((tmp_path / "weights" / "tone.json").read_text())
+    assert (record["images"], record["sets"]) == (12, 4)
+
+
+def test_larger_images_are_for_networks_that_learn_on_crops(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained.parent, tmp_path, dirs_exist_ok=True)
+    for network, side in (("control", 96), ("prior", 64)):
+        given = ["--data-size", "96", "--steps", "2", "--batch", "2", "--seed", "5"]
+        assert main(["pretrain", network, *arguments_of(tmp_path), *given]) == 0
+        assert f"38 training images at {side} px" in capsys.readouterr().out
 
 
 def test_weights_to_go_on_from_belong_to_one_network(trained: Path, capsys) -> None:
