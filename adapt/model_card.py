@@ -98,7 +98,7 @@ def _scores(summary: RunSummary) -> str:
     head = ("round", "verdict", "score", "difference", "95% interval", "photos", "harm rate")
     return (
         "Paired differences on held-out photos, each round against the restorer before it, without ground truth; above "
-        "zero is better. *Photographed*: PSNR in dB on the held-out photos' pseudo targets, once the learned camera has "
+        "zero is better. *Photographed*: PSNR in dB on the held-out photos' pseudo targets once the learned camera has "
         "photographed them; the harm rate is the share for which it falls.\n\n" + _table(head, rows)
     )
 
