@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapt.results import Judgement, PairedDifference
 from adapt.seeds import generator_of
+from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.gating import low_band_difference
 from recipes.schema import Judge
 
@@ -21,14 +22,18 @@ def restore_all(restore: Restore, photos: Tensor, batch: int = 16) -> Tensor:
     return torch.cat([restore(part).clamp(0, 1) for part in photos.split(batch)])
 
 
-def scores_of(restored: Tensor, photos: Tensor, cleanness: Restore) -> dict[str, Tensor]:
+def scores_of(
+    restored: Tensor, photos: Tensor, cleanness: Restore, camera: LearnedCamera | None
+) -> dict[str, Tensor]:
     """Scores of each restored photo without ground truth, `[N]`; greater is better.
 
     `cleanness`: +1 like clean faces, -1 like photos of this camera (`pseudo_targets.quality.fit_cleanness`).
-    `agreement`: minus the difference between the low bands of restored photo and photo.
+    `agreement`: minus the difference between the low bands of photo and restored photo, the latter with the contrast
+    that the learned camera would give it, as what undoes a loss of contrast must differ from the photo.
     """
+    seen = restored if camera is None else camera.toned(restored)
     clean = torch.cat([cleanness(part) for part in restored.split(16)])
-    return {"cleanness": clean, "agreement": -low_band_difference(restored, photos)}
+    return {"cleanness": clean, "agreement": -low_band_difference(seen, photos)}
 
 
 @torch.no_grad()
@@ -46,13 +51,9 @@ def paired_difference(after: Tensor, before: Tensor, seed: int, draws: int = 200
     return PairedDifference(float(difference.mean()), low, high, len(difference))
 
 
-def judge(
-    before: dict[str, Tensor], after: dict[str, Tensor], camera_agreement: float, limits: Judge, seed: int
-) -> Judgement:
+def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, seed: int) -> Judgement:
     """Accepts a round whose photos became better, interval included, and still agree with what was photographed.
 
-    A restorer that undoes what the camera did to contrast must move away from the photos, so agreement may fall as low
-    as `camera_agreement`, that of clean faces with what the learned camera makes of them, before `limits` count.
     With `limits.enabled` off every round is accepted.
     """
     differences = {name: paired_difference(after[name], before[name], seed) for name in before}
@@ -67,9 +68,8 @@ def judge(
     # Each score is blind in its own way: none may fall, and at least one must rise for sure.
     if min(gain.mean for gain in gains.values()) <= 0 or max(gain.low for gain in gains.values()) <= 0:
         return Judgement(differences, harm, False, f"not better on held-out photos: {found}")
-    lowest = min(0.0, camera_agreement - float(before["agreement"].mean())) - limits.low_band_loss
-    if agree.mean < lowest:
-        reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {lowest:+.4f}"
+    if agree.mean < -limits.low_band_loss:
+        reason = f"drifts from the photos: agreement {agree.mean:+.4f}, limit {-limits.low_band_loss:+.4f}"
         return Judgement(differences, harm, False, reason)
     if harm > limits.harm:
         reason = f"{harm:.0%} of the held-out photos got worse, limit {limits.harm:.0%}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from adapt.workspace import Workspace, write_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_tone
-from pseudo_targets.gating import low_band_difference
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import find_tone, tone_of
 from recipes.schema import Recipe
@@ -78,7 +78,7 @@ def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> T
 
 def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> Lessons:
     """Draws the clean bank and fits the camera on the accepted pairs."""
-    folder, settings, kept = job.workspace.round(number), job.recipe.camera, targets.accepted()
+    settings, kept = job.recipe.camera, targets.accepted()
     position = {face.id: index for index, face in enumerate(job.gathered.teaching())}
     lq = photos[[position[targets.faces[index].id] for index in kept]]
     chosen = [targets.targets[index] for index in kept]
@@ -95,7 +95,7 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     if settings.enabled:
         with job.narrator.stage("camera", settings.steps) as advance:
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-            path = folder / "camera.safetensors"
+            path = _camera_file(job, number)
             if not path.is_file():
                 # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
@@ -106,6 +106,10 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
     return Lessons(ImageBank(bank.cpu()), camera, GenericDegradation(), lq, means, draws, confidence)
+
+
+def _camera_file(job: Job, number: int) -> Path:
+    return job.workspace.round(number) / "camera.safetensors"
 
 
 def clean_bank(job: Job, sources: Tensor) -> Tensor:
@@ -155,20 +159,17 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
     held = load_crops(job.workspace.root, job.gathered.judging())
     cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float(), lessons.photos.cpu())
     nets = (job.restorer.module.cpu().eval(), module)
-    before, after = (scores_of(restore_all(net, held), held, cleanness) for net in nets)
-    expected = 0.0
-    if lessons.camera is not None:
-        generator = generator_of("judge", job.recipe.seed)
-        bank = lessons.bank.images.float()
-        expected = -float(low_band_difference(bank, lessons.camera(bank.to(lessons.photos), generator).cpu()).mean())
+    camera = read_camera(_camera_file(job, number)) if job.recipe.camera.enabled else None
+    before, after = (scores_of(restore_all(net, held), held, cleanness, camera) for net in nets)
+    if camera is not None:
         targets = generate(job, number, job.gathered.judging(), "targets to judge by").targets
         clean = torch.stack([target.draw for target in targets])
         if is_gray(lessons.photos):
             clean = luma(clean).expand(-1, 3, -1, -1).contiguous()
-        seen = lessons.camera(clean.to(lessons.photos), generator).cpu()
+        seen = camera(clean, generator_of("judge", job.recipe.seed))
         for scores, net in zip((before, after), nets, strict=True):
             scores["photographed"] = photographed_score(net, seen, clean)
-    return judge(before, after, expected, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
+    return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 
 
 def factory(job: Job) -> WorkerFactory:

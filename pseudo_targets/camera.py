@@ -60,10 +60,12 @@ class LearnedCamera(nn.Module):
         self.register_buffer("blur_gain", torch.ones(size, half))
         self.register_buffer("noise_gain", torch.ones(size, half))
 
-    def toned(self, clean: Tensor, generator: Generator) -> Tensor:
-        """The clean image with a tone that this camera may give it; not clamped."""
-        cast = torch.randn(len(clean), 3, generator=generator).to(clean) @ self.tone_root.T
-        return self.tone_gain * clean + (self.tone_offset + cast)[..., None, None]
+    def toned(self, clean: Tensor, generator: Generator | None = None) -> Tensor:
+        """The clean image with a tone that this camera may give it, or with the expected one; not clamped."""
+        offset = self.tone_offset.expand(len(clean), 3)
+        if generator is not None:
+            offset = offset + torch.randn(offset.shape, generator=generator).to(clean) @ self.tone_root.T
+        return self.tone_gain * clean + offset[..., None, None]
 
     def response(self, clean: Tensor) -> Tensor:
         """The mean response to a toned image before the spectrum match, differentiable."""

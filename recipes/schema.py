@@ -154,7 +154,7 @@ class Judge(_Section):
     enabled: bool = True
     """Without it every round is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
-    """How much the low bands of restored photo and photo may move apart beyond what the learned camera explains."""
+    """How much the low bands of restored photo and photo may move apart."""
     harm: Share = 0.4
     """Largest share of held-out photos that may get worse."""
 
