@@ -24,7 +24,8 @@ from adapt.summary import write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
-from pseudo_targets.embedded import WeightsError, load_quality
+from pseudo_targets.downloads import WeightsError
+from pseudo_targets.embedded import load_quality
 from pseudo_targets.zoo import UnknownPriorError, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class WeightsMissingError(RuntimeError):
+class WeightsError(RuntimeError):
+    """Weights are missing or are not what they should be."""
+
+
+class WeightsMissingError(WeightsError):
     """Published weights are not on this machine; the message says how to get them."""
 
 
