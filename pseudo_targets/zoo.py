@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from pseudo_targets.diffbir.cleaners import CLEANERS, Cleaner, load_diffbir_cleaner
 from pseudo_targets.diffbir.published import load_diffbir
 from pseudo_targets.embedded import load_mini
 from pseudo_targets.pixel_prior import load_ffhq512
@@ -23,6 +24,16 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "diffbir-v2": partial(load_diffbir, "diffbir-v2"),
     "diffbir-v2.1": partial(load_diffbir, "diffbir-v2.1"),
 }
+
+
+def load_cleaner(prior: str) -> Cleaner | None:
+    """The published stage 1 of a prior for faces; None for a prior that was published without one.
+
+    Raises:
+        WeightsMissingError: its file is not on this machine.
+        WeightsError: the file is damaged or another network's.
+    """
+    return load_diffbir_cleaner(prior) if prior in CLEANERS else None
 
 
 def load_prior(name: str) -> Prior:
