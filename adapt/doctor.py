@@ -15,7 +15,8 @@ from adapt.faces import load_finder
 from adapt.identity import WEIGHTS as IDENTITY_WEIGHTS
 from adapt.training import mixed_precision
 from adapt.weights_cli import TABLE, place_of
-from pseudo_targets.embedded import WeightsError, load_mini, load_quality
+from pseudo_targets.downloads import WeightsError
+from pseudo_targets.embedded import load_mini, load_quality
 from restorers.zoo import ZooError, load_restorer
 
 NEEDED = (

@@ -56,6 +56,8 @@ class WorkerFactory:
     generation: Generation
     gate: Gate
     device: str
+    cleaner: nn.Module | None = None
+    """Published stage 1 of the prior; None is the embedded degradation removal."""
 
     def target_worker(self) -> Callable[[TargetTask], list[PseudoTarget]]:
         """Loads the prior once; the call makes pseudo targets."""
@@ -75,6 +77,8 @@ class Worker:
         self.prior: Prior = _moved(load_prior(plan.prior), self.device)
         self.quality = load_quality().to(self.device)
         self.restorer = plan.restorer.to(self.device).eval()
+        removal = self.quality.removal if plan.cleaner is None else plan.cleaner.to(self.device)
+        self.stage1: nn.Module = removal if plan.generation.stage1 == "removal" else self.restorer
         self.embed = load_identity(self.device)
 
     @torch.no_grad()
@@ -82,8 +86,7 @@ class Worker:
         """Cleans, refines, gates; in the order of the task's photos, on the CPU."""
         settings = self.plan.generation
         photos = task.photos.to(self.device)
-        stage1 = self.quality.removal if settings.stage1 == "removal" else self.restorer
-        reference = stage1(photos).clamp(0, 1)
+        reference = self.stage1(photos).clamp(0, 1)
         candidates = self._candidates(reference, task)
         mean = candidates.mean(0)
         if settings.realism < 1:

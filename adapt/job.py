@@ -24,8 +24,10 @@ from adapt.summary import write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
-from pseudo_targets.embedded import WeightsError, load_quality
-from pseudo_targets.zoo import UnknownPriorError, load_prior
+from pseudo_targets.diffbir.cleaners import Cleaner
+from pseudo_targets.downloads import WeightsError, WeightsMissingError
+from pseudo_targets.embedded import load_quality
+from pseudo_targets.zoo import UnknownPriorError, load_cleaner, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe
 from restorers.zoo import LoadedRestorer, ZooError, load_restorer
@@ -59,7 +61,8 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
     """
     narrator = narrator or Narrator()
     recipe, restorer = _checked(options)
-    key = _key(options, recipe, restorer)
+    cleaner = _cleaner(options, recipe, narrator)
+    key = _key(options, recipe, restorer, cleaner)
     root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{key}"
     workspace = Workspace(root)
     _refuse_foreign_folder(root, key)
@@ -69,7 +72,7 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
-            _run(options, recipe, restorer, workspace, narrator)
+            _run(options, recipe, restorer, cleaner, key, workspace, narrator)
     except Timeout as error:
         raise AdaptError(
             f"{root}: another adapt process works on this run; wait for it, or choose another --output"
@@ -79,13 +82,19 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
 
 
 def _run(
-    options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, workspace: Workspace, narrator: Narrator
+    options: JobOptions,
+    recipe: Recipe,
+    restorer: LoadedRestorer,
+    cleaner: Cleaner | None,
+    key: str,
+    workspace: Workspace,
+    narrator: Narrator,
 ) -> None:
     started = time.monotonic()
     for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
         leftover.unlink()
     device = choose_device(options.device)
-    write_json(workspace.root / "command.json", {"command": options.command, "key": _key(options, recipe, restorer)})
+    write_json(workspace.root / "command.json", {"command": options.command, "key": key})
     write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     gathered = _gather(options, recipe, workspace, narrator)
     clean = _clean(options, recipe)
@@ -106,6 +115,7 @@ def _run(
             tracker,
             narrator,
             device,
+            cleaner,
         )
         adapted: Adapted = adapt(job)
         # A run that was stopped has spent more than this process knows of.
@@ -175,8 +185,21 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     return recipe, restorer
 
 
-def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer) -> str:
-    """What makes two runs the same: the photos, the recipe, the restorer and the prior."""
+def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:
+    """The published stage 1 of the prior, if the recipe asks for removal, the prior has one, and its file is here."""
+    if recipe.generation.stage1 != "removal":
+        return None
+    try:
+        return load_cleaner(options.prior)
+    except WeightsMissingError as error:
+        narrator.say(f"stage 1 is the embedded degradation removal: {error}")
+        return None
+    except WeightsError as error:
+        raise UsageError(f"generation.stage1 removal: {error}") from error
+
+
+def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, cleaner: Cleaner | None) -> str:
+    """What makes two runs the same: the photos, the recipe, the restorer, the prior and its own stage 1."""
     parts = [
         fingerprint(options.inputs),
         recipe.model_dump_json(),
@@ -185,6 +208,8 @@ def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer) -> str:
         restorer.spec.sha256,
         options.prior,
     ]
+    if cleaner is not None:
+        parts.append(cleaner.weights_sha256)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 

@@ -24,7 +24,8 @@ from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job
 from adapt.seeds import generator_of
 from adapt.training import TrainingPlan, choose_device, make_accelerator, train
 from adapt.workspace import sha256_of, write_json, write_tensors, write_text
-from pseudo_targets.embedded import WeightsError, load_codec, load_removal, load_unet
+from pseudo_targets.downloads import WeightsError
+from pseudo_targets.embedded import load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
 from pseudo_targets.quality import RANGE, fit_quality, graded_images
 from pseudo_targets.tone import tone_of, tone_statistics

@@ -27,6 +27,7 @@ from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
 from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
+from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import find_tone, tone_of
@@ -56,6 +57,8 @@ class Job:
     tracker: Tracker
     narrator: Narrator
     device: torch.device
+    cleaner: Cleaner | None = None
+    """Published stage 1 of the prior, where the recipe asks for one and its file is here."""
 
 
 def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> TargetSet:
@@ -70,6 +73,8 @@ def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> T
         "restorer_sha256": state_sha256(job.restorer.module),
         "recipe_sha256": hashlib.sha256(job.recipe.model_dump_json().encode()).hexdigest(),
     }
+    if job.cleaner is not None:
+        provenance["cleaner_sha256"] = job.cleaner.weights_sha256
     with job.narrator.stage(name, len(faces)) as advance:
         folder = job.workspace.round(number) / FOLDERS[name]
         seed = (job.recipe.seed, number)
@@ -175,4 +180,5 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
 def factory(job: Job) -> WorkerFactory:
     """What a worker needs to generate for this job."""
     module = job.restorer.module.cpu()
-    return WorkerFactory(module, job.prior, job.recipe.generation, job.recipe.gate, job.device.type)
+    cleaner = None if job.cleaner is None else job.cleaner.cpu()
+    return WorkerFactory(module, job.prior, job.recipe.generation, job.recipe.gate, job.device.type, cleaner)

@@ -189,10 +189,14 @@ def _tone_words(camera: LearnedCamera) -> str:
 def _licences(job: Job) -> dict[str, str]:
     spec, prior = job.restorer.spec, load_prior(job.prior)
     remark = "" if spec.commercial else " (no commercial use; so is what you adapted)"
-    return {
-        f"restorer {spec.name}": spec.licence + remark,
-        f"prior {job.prior}": prior.licence + (" (no commercial use)" if is_non_commercial(prior.licence) else ""),
-    }
+    parts = {f"restorer {spec.name}": spec.licence + remark, f"prior {job.prior}": _terms(prior.licence)}
+    if job.cleaner is not None:
+        parts[f"stage 1 {job.cleaner.name}"] = _terms(job.cleaner.licence)
+    return parts
+
+
+def _terms(licence: str) -> str:
+    return licence + (" (no commercial use)" if is_non_commercial(licence) else "")
 
 
 def _title(face: FaceRecord) -> str:

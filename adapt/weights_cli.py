@@ -49,7 +49,7 @@ class Weights(Protocol):
     def commercial(self) -> bool: ...
 
 
-TABLE: tuple[Weights, ...] = (*priors.PUBLISHED, *restorers.PUBLISHED)
+TABLE: tuple[Weights, ...] = (*priors.PUBLISHED, *priors.CLEANERS, *restorers.PUBLISHED)
 
 
 def weights_command(given: list[str]) -> int:
@@ -105,9 +105,9 @@ def list_weights(table: tuple[Weights, ...], say: Say) -> int:
         size = f"{weights.size / 1e6:.0f} MB" if weights.size else "? MB"
         state = "here" if place_of(weights).is_file() else "not here"
         terms = weights.licence if weights.commercial else f"{weights.licence}, non-commercial"
-        say(f"{weights.name:15} {state:9} {size:>7}  {terms}; {weights.purpose}")
-        say(f"{'':15} {weights.url}")
-        say(f"{'':15} sha256 {weights.sha256}")
+        say(f"{weights.name:17} {state:9} {size:>7}  {terms}; {weights.purpose}")
+        say(f"{'':17} {weights.url}")
+        say(f"{'':17} sha256 {weights.sha256}")
     say(f"kept in {printable(restorers.cache_folder())}")
     return 0
 

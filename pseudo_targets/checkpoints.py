@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pseudo_targets.downloads import WeightsError
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WRAPPERS = ("state_dict", "params_ema", "params", "model", "ema")
 # What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
@@ -19,7 +21,15 @@ DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueE
 M = TypeVar("M", bound=nn.Module)
 
 
-class CheckpointError(ValueError):
+class _Inert:
+    """Stands for a class that a training library left in a file; it does nothing."""
+
+
+# Checkpoints written by Lightning name this class as a key beside the weights.
+NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+
+
+class CheckpointError(WeightsError):
     """A checkpoint cannot be read, or is not the one of this network; the message names file and reason."""
 
 
@@ -40,7 +50,8 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Inert, name) for name in NAMES_ONLY]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
@@ -76,6 +87,4 @@ def _unwrapped(path: Path, content: object) -> dict[str, Tensor]:
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no table of tensors, expected a state dict")
-    if all(str(name).startswith("module.") for name in content):
-        return {str(name).removeprefix("module."): value for name, value in content.items()}
-    return {str(name): value for name, value in content.items()}
+    return {str(name).removeprefix("module."): value for name, value in content.items()}

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class WeightsMissingError(RuntimeError):
+class WeightsError(RuntimeError):
+    """Weights are missing or are not what they should be."""
+
+
+class WeightsMissingError(WeightsError):
     """Published weights are not on this machine; the message says how to get them."""
 
 
@@ -45,6 +49,46 @@ FFHQ512 = PublishedWeights(
     commercial=False,
 )
 PUBLISHED: tuple[PublishedWeights, ...] = (FFHQ512,)
+"""Priors."""
+
+SWINIR_FACE = PublishedWeights(
+    name="swinir_face",
+    file="face_swinir_v1.ckpt",
+    purpose="stage 1 of DiffBIR for faces, all versions (SwinIR of DifFace)",
+    licence="S-Lab-1.0",
+    url="https://huggingface.co/lxq007/DiffBIR/resolve/main/face_swinir_v1.ckpt",
+    commercial=False,
+)
+SWINIR_GENERAL = PublishedWeights(
+    name="swinir_general",
+    file="general_swinir_v1.ckpt",
+    purpose="stage 1 of DiffBIR v1 for other photos (SwinIR, L2)",
+    licence="Apache-2.0",
+    url="https://huggingface.co/lxq007/DiffBIR/resolve/main/general_swinir_v1.ckpt",
+)
+SWINIR_REALESRGAN = PublishedWeights(
+    name="swinir_realesrgan",
+    file="realesrgan_s4_swinir_100k.pth",
+    purpose="stage 1 of DiffBIR v2.1 for other photos (SwinIR, degradations of Real-ESRGAN)",
+    licence="Apache-2.0",
+    url="https://huggingface.co/lxq007/DiffBIR-v2/resolve/main/realesrgan_s4_swinir_100k.pth",
+)
+BSRNET = PublishedWeights(
+    name="bsrnet",
+    file="BSRNet.pth",
+    purpose="stage 1 of DiffBIR v2 for other photos (RRDBNet, 4 x)",
+    licence="MIT",
+    url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRNet.pth",
+)
+SCUNET_PSNR = PublishedWeights(
+    name="scunet_psnr",
+    file="scunet_color_real_psnr.pth",
+    purpose="stage 1 of DiffBIR v2 for noise",
+    licence="Apache-2.0",
+    url="https://github.com/cszn/KAIR/releases/download/v1.0/scunet_color_real_psnr.pth",
+)
+CLEANERS: tuple[PublishedWeights, ...] = (SWINIR_FACE, SWINIR_GENERAL, SWINIR_REALESRGAN, BSRNET, SCUNET_PSNR)
+"""Stage 1 of priors."""
 
 
 def cache_folder() -> Path:
@@ -63,8 +107,13 @@ def weights_path(weights: PublishedWeights) -> Path:
     """
     path = cache_folder() / weights.file
     if not path.is_file():
-        raise WeightsMissingError(
-            f"the weights of {weights.name!r} are not here: run `adapt weights fetch {weights.name}`, "
-            f"or `adapt weights import FILE` with {weights.file} from {weights.url}"
-        )
+        raise missing(weights)
     return path
+
+
+def missing(weights: PublishedWeights) -> WeightsMissingError:
+    """The error that says how to get weights."""
+    return WeightsMissingError(
+        f"the weights of {weights.name!r} are not here: run `adapt weights fetch {weights.name}`, "
+        f"or `adapt weights import FILE` with {weights.file} from {weights.url}"
+    )

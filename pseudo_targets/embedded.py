@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from pseudo_targets.downloads import WeightsError
 from pseudo_targets.ir_controlnet import ENCODER, Steered
 from pseudo_targets.latents import PatchLatents
 from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_context
@@ -23,10 +24,6 @@ from pseudo_targets.tone import ToneStatistics
 WEIGHTS = Path(__file__).parent / "weights"
 LICENCE = "Apache-2.0"
 M = TypeVar("M", bound=nn.Module)
-
-
-class WeightsError(RuntimeError):
-    """Weights are missing or are not what they should be."""
 
 
 def mini_schedule() -> NoiseSchedule:

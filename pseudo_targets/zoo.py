@@ -6,10 +6,9 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from pseudo_targets.checkpoints import CheckpointError
+from pseudo_targets.diffbir.cleaners import CLEANERS, Cleaner, load_diffbir_cleaner
 from pseudo_targets.diffbir.published import load_diffbir
-from pseudo_targets.downloads import WeightsMissingError
-from pseudo_targets.embedded import WeightsError, load_mini
+from pseudo_targets.embedded import load_mini
 from pseudo_targets.pixel_prior import load_ffhq512
 from pseudo_targets.priors import Prior
 
@@ -27,6 +26,16 @@ PRIORS: dict[str, Callable[[], Prior]] = {
 }
 
 
+def load_cleaner(prior: str) -> Cleaner | None:
+    """The published stage 1 of a prior for faces; None for a prior that was published without one.
+
+    Raises:
+        WeightsMissingError: its file is not on this machine.
+        WeightsError: the file is damaged or another network's.
+    """
+    return load_diffbir_cleaner(prior) if prior in CLEANERS else None
+
+
 def load_prior(name: str) -> Prior:
     """Loads a prior of `PRIORS`.
 
@@ -38,7 +47,4 @@ def load_prior(name: str) -> Prior:
         close = difflib.get_close_matches(name, PRIORS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}")
-    try:
-        return PRIORS[name]()
-    except (CheckpointError, WeightsMissingError) as error:
-        raise WeightsError(str(error)) from error
+    return PRIORS[name]()

@@ -64,27 +64,6 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         size=348_632_874,
         sha256="e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
     ),
-    PublishedWeights(
-        name="swinir_general",
-        file="general_swinir_v1.ckpt",
-        purpose="degradation removal of DiffBIR v1 (SwinIR, L2)",
-        licence="Apache-2.0",
-        url="https://huggingface.co/lxq007/DiffBIR/resolve/main/general_swinir_v1.ckpt",
-    ),
-    PublishedWeights(
-        name="bsrnet",
-        file="BSRNet.pth",
-        purpose="degradation removal of DiffBIR v2 for super-resolution (4 x)",
-        licence="MIT",
-        url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRNet.pth",
-    ),
-    PublishedWeights(
-        name="scunet_psnr",
-        file="scunet_color_real_psnr.pth",
-        purpose="degradation removal of DiffBIR v2 for noise",
-        licence="Apache-2.0",
-        url="https://github.com/cszn/KAIR/releases/download/v1.0/scunet_color_real_psnr.pth",
-    ),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,6 +113,7 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise PublishedError(f"damaged weights: {reason}") from error
     architecture = found.architecture.id
+    _restore_layout(found.model, architecture)
     if not isinstance(found, ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
         raise PublishedError(f"{architecture} with these weights is not an RGB -> RGB restorer")
     if architecture in UNSUPPORTED_CALLS:
@@ -126,6 +128,16 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         minimum=1 if side else max(sizes.minimum, sizes.multiple_of),
         tiles=side is None and found.tiling.name == "SUPPORTED",
     )
+
+
+def _restore_layout(net: Any, architecture: str) -> None:
+    """Gives a network the tensor names of its file again where spandrel has changed them beyond its own recognition.
+
+    SwinIR that begins with a pixel unshuffle (DiffBIR, DifFace, DT-BFR) is told by its layer `conv_first.1`.
+    """
+    if architecture == "SwinIR" and net.start_unshuffle > 1:
+        net.conv_first = nn.Sequential(nn.PixelUnshuffle(net.start_unshuffle), net.conv_first)
+        net.start_unshuffle = 1
 
 
 def _in_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:

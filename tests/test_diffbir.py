@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pseudo_targets.diffbir import files, solvers
+from pseudo_targets.checkpoints import read_checkpoint
+from pseudo_targets.diffbir import solvers
 from pseudo_targets.diffbir.convert import ConversionError, convert_control, split_checkpoint
 from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_text_tower, image_multiple
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
 from pseudo_targets.diffbir.sampling import Settings, SettingsError, pad_to_multiple, restore
 from pseudo_targets.diffbir.tiles import TilesError, windows
-from pseudo_targets.embedded import WeightsError
+from pseudo_targets.downloads import WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
 from pseudo_targets.zoo import load_prior
@@ -169,7 +170,7 @@ def test_a_class_that_lightning_left_behind_is_no_obstacle(tmp_path, monkeypatch
     )
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
         monkeypatch.delitem(sys.modules, name)
-    assert files.read_checkpoint(tmp_path / "x.ckpt")["w"].tolist() == [1, 1]
+    assert read_checkpoint(tmp_path / "x.ckpt")["w"].tolist() == [1, 1]
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
@@ -178,8 +179,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"state_dict": Payload()}, tmp_path / "x.ckpt")
-    with pytest.raises(WeightsError, match=r"x\.ckpt: cannot be read as plain tensors") as error:
-        files.read_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match=r"x\.ckpt: holds code") as error:
+        read_checkpoint(tmp_path / "x.ckpt")
     one_line(error)
     assert not (tmp_path / "ran").exists()
 
@@ -190,7 +191,7 @@ def test_damaged_files_are_refused(tmp_path, content, suffix):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="bad"):
-        files.read_checkpoint(path)
+        read_checkpoint(path)
 
 
 def test_restore_pads_and_crops_and_follows_its_settings(tmp_path):

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from pseudo_targets.checkpoints import CheckpointError
 from pseudo_targets.consistency import NoisyLowPassReplacement
-from pseudo_targets.downloads import FFHQ512, WeightsMissingError, weights_path
+from pseudo_targets.downloads import FFHQ512, WeightsError, WeightsMissingError, weights_path
 from pseudo_targets.dt_bfr import ReleasedPath, noise_from, released_path, released_pseudo_target
-from pseudo_targets.embedded import WeightsError
 from pseudo_targets.filters import BlockMean, CubicLowPass
 from pseudo_targets.iddpm import IddpmShape, IddpmUNet, timestep_features
 from pseudo_targets.pixel_prior import ffhq512_schedule, load_ffhq512

@@ -14,7 +14,8 @@ from adapt.dataset import ImageBank, some_gray
 from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
-from pseudo_targets.embedded import WeightsError, load_mini, load_quality, load_removal, load_tone, mini_schedule
+from pseudo_targets.downloads import WeightsError
+from pseudo_targets.embedded import load_mini, load_quality, load_removal, load_tone, mini_schedule
 from pseudo_targets.pretrain import control_losses, denoising_error
 from pseudo_targets.priors import Fusion
 from restorers.compact import load_compact

@@ -23,7 +23,7 @@ from pseudo_targets.diffbir.networks import (
     build_text_tower,
     build_unet,
 )
-from pseudo_targets.embedded import WeightsError
+from pseudo_targets.downloads import WeightsError
 
 State = Mapping[str, Tensor]
 

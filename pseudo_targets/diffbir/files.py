@@ -1,13 +1,9 @@
-"""Published files in the user's cache: where they lie, reading them without running anything, storing what they become.
-
-Nothing is downloaded. A file is read as plain tensors (safetensors, or `torch.load(weights_only=True)`).
-"""
+"""Published files in the user's cache: where they lie, and storing what they become. Nothing is downloaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,15 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pseudo_targets import downloads
-from pseudo_targets.embedded import WeightsError
-
-
-class _Inert:
-    """Stands for a class that a training library left in a file; it does nothing."""
-
-
-# Checkpoints written by Lightning name this class as a key beside the weights.
-_NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+from pseudo_targets.downloads import WeightsError
 
 
 def cache_folder() -> Path:
@@ -39,34 +27,6 @@ def find(folder: Path, name: str) -> Path | None:
     """The file `name` in `folder`, or the same file as safetensors; None when neither is there."""
     candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published file; a `state_dict` wrapper and `module.` prefixes are removed.
-
-    Raises:
-        WeightsError: not a readable table of tensors.
-    """
-    try:
-        content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"{path}: cannot be read as plain tensors ({reason}); is the download complete?") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: holds no table of tensors, expected a state dict")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _safetensors(path: Path) -> object:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _pickled(path: Path) -> object:
-    with torch.serialization.safe_globals([(_Inert, name) for name in _NAMES_ONLY]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-from pseudo_targets.embedded import WeightsError
+from pseudo_targets.downloads import WeightsError
 from pseudo_targets.ir_controlnet import build_ir_controlnet
 
 if TYPE_CHECKING:

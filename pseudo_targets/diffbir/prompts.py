@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pseudo_targets.diffbir.networks import Sizes
-from pseudo_targets.embedded import WeightsError
+from pseudo_targets.downloads import WeightsError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel

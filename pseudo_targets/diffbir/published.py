@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pseudo_targets.checkpoints import read_checkpoint
 from pseudo_targets.diffbir import files
 from pseudo_targets.diffbir.convert import (
     Checkpoint,
@@ -34,7 +35,7 @@ from pseudo_targets.diffbir.networks import (
     build_unet,
 )
 from pseudo_targets.diffbir.prompts import embed, empty_prompt
-from pseudo_targets.embedded import WeightsError
+from pseudo_targets.downloads import WeightsError
 from pseudo_targets.latents import AutoencoderLatents
 from pseudo_targets.priors import LatentPrior
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
@@ -200,9 +201,9 @@ def _what_is_missing(version: Version, folder: Path, found: Mapping[str, Path]) 
 
 def _read(version: Version, paths: Mapping[str, Path]) -> Checkpoint:
     if "whole" in paths:
-        return split_checkpoint(files.read_checkpoint(paths["whole"]), f"{version.name}, {paths['whole'].name}")
-    base = split_checkpoint(files.read_checkpoint(paths["base"]), f"{version.name}, {paths['base'].name}")
-    return Checkpoint(base.unet, base.autoencoder, base.text, files.read_checkpoint(paths["control"]))
+        return split_checkpoint(read_checkpoint(paths["whole"]), f"{version.name}, {paths['whole'].name}")
+    base = split_checkpoint(read_checkpoint(paths["base"]), f"{version.name}, {paths['base'].name}")
+    return Checkpoint(base.unet, base.autoencoder, base.text, read_checkpoint(paths["control"]))
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

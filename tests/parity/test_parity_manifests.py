@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pseudo_targets.diffbir.cleaners import NETWORKS
 from pseudo_targets.diffbir.convert import (
     CONTROL,
     ConversionError,
@@ -14,9 +15,11 @@ from pseudo_targets.diffbir.convert import (
     convert_control,
     convert_text_tower,
     convert_unet,
+    shapes,
     split_checkpoint,
 )
 from pseudo_targets.diffbir.networks import PUBLISHED
+from pseudo_targets.downloads import BSRNET, SCUNET_PSNR, SWINIR_FACE, PublishedWeights
 from tests.parity.parity_files import FOLDER
 
 MANIFESTS = FOLDER.parent / "manifests"
@@ -80,3 +83,21 @@ def test_version_1_in_one_file() -> None:
     assert checkpoint.control.keys() == control.keys()
     assert (len(checkpoint.unet), len(checkpoint.autoencoder)) == (686, 248)
     assert len(checkpoint.text) == 294
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "tensors", "total"),
+    [
+        ("swinir_diffbir_difface", SWINIR_FACE, 732, 22_280_651),
+        ("bsrnet", BSRNET, 702, 16_697_987),
+        ("scunet_psnr", SCUNET_PSNR, 540, 17_946_072),
+    ],
+)
+def test_stage1(name: str, weights: PublishedWeights, tensors: int, total: int) -> None:
+    """Buffers included; nothing is converted."""
+    published = manifest(name)
+    if weights != BSRNET:
+        pytest.importorskip("spandrel")
+    ours = shapes(NETWORKS[weights][0]().to("meta"))
+    assert ours == {key: tensor.shape for key, tensor in published.items()}
+    assert (len(published), elements(published)) == (tensors, total)
