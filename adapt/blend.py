@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from adapt.judge import photographed_score
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Stops on the way from the old weights (0) to the new ones (1)."""
 NEARLY_ALL = 0.95
+"""Share of the best stop's gain that is enough."""
 
 
 def blend(old: nn.Module, new: nn.Module, share: float) -> nn.Module:
