@@ -99,7 +99,8 @@ def _scores(summary: RunSummary) -> str:
     return (
         "Paired differences on held-out photos, each round against the restorer before it, without ground truth; above "
         "zero is better. *Photographed*: PSNR in dB on the held-out photos' pseudo targets once the learned camera has "
-        "photographed them; the harm rate is the share for which it (without a camera: cleanness) falls.\n\n" + _table(head, rows)
+        "photographed them; the harm rate is the share for which it (without a camera: cleanness) falls.\n\n"
+        + _table(head, rows)
     )
 
 
