@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from adapt.dataset import Degrade, ImageBank, Lessons
+from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
 from adapt.finetune import finetune
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
 from adapt.job import JobOptions, run_job
@@ -23,12 +23,11 @@ from adapt.judge import restore_all
 from adapt.seeds import seed_of
 from adapt.training import TrainingPlan, make_accelerator, train
 from adapt.workspace import read_tensors
-from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_quality, load_removal
 from pseudo_targets.tone import ToneChange
 from recipes.schema import Finetune, Recipe
-from restorers.degradations import GenericDegradation, luma
+from restorers.degradations import GenericDegradation
 from restorers.zoo import load_restorer
 
 CPU = torch.device("cpu")
@@ -145,7 +144,7 @@ def camera_of_true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> De
     """Our camera model, fitted on true pairs: what a perfect clean side would give."""
     settings = ground.recipe.camera
     plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-    bank, seed = _as_photographed(ground, bank), seed_of("true pairs")
+    bank, seed = colored_like(ground.photos, bank), seed_of("true pairs")
     return fit_camera(references, ground.photos, bank, plan, seed, tone=_true_tone(references, ground.photos))
 
 
@@ -198,10 +197,6 @@ def targets_of(ground: Ground, photos: Tensor) -> Tensor:
 
 def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
     photos = ground.photos
-    clean = ImageBank(_as_photographed(ground, bank))
+    clean = ImageBank(colored_like(ground.photos, bank))
     return Lessons(clean, camera, GenericDegradation(), photos, photos, photos, torch.ones_like(photos[:, :1]))
 
-
-def _as_photographed(ground: Ground, bank: Tensor) -> Tensor:
-    """The bank without colour where the photos have none, as adaptation has it."""
-    return luma(bank).expand(-1, 3, -1, -1).contiguous() if is_gray(ground.photos) else bank
