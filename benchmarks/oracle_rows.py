@@ -31,7 +31,6 @@ from restorers.degradations import GenericDegradation
 from restorers.zoo import load_restorer
 
 CPU = torch.device("cpu")
-NO_GATE = ("gate.low_band=9", "gate.spread=9", "gate.quality=-99", "gate.identity=-1")
 DT_BFR = (
     "faces.size=128",
     "faces.maximum=192",
@@ -44,21 +43,6 @@ DT_BFR = (
     "finetune.ema_decay=0.99",
 )
 """What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and missing gates stay."""
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "without gate": NO_GATE,
-    "without replay": ("finetune.replay_share=0", "finetune.camera_share=1"),
-    "without camera": ("camera.enabled=false", "finetune.camera_share=0"),
-    "without tone": ("camera.tone=false",),
-    "without blend": ("finetune.blend=false",),
-    "without spectrum match": ("camera.spectrum_match=false",),
-    "without per-photo start": ("generation.start=fixed", "generation.start_timesteps=[200]"),
-    "published filter": ("generation.filter=published",),
-    "mean of the draws": ("generation.realism=1",),
-    "one draw": ("generation.realism=1", "generation.candidates=1"),
-    "mean of eight draws": ("generation.realism=1", "generation.candidates=8"),
-    "one round": ("rounds=1",),
-    "three rounds": ("rounds=3",),
-}
 
 
 @dataclass(frozen=True)
@@ -93,9 +77,9 @@ class Run:
         return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
 
 
-def adapt(photos: Path, folder: Path, recipe: str, overrides: Sequence[str], clean: Path | None = None) -> Run:
-    """The whole job on a folder of photos; references are not among its arguments."""
-    options = JobOptions(
+def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str]) -> JobOptions:
+    """The whole job on a folder of aligned photos."""
+    return JobOptions(
         inputs=photos,
         command="benchmarks.oracle_gap",
         output=folder,
@@ -103,8 +87,11 @@ def adapt(photos: Path, folder: Path, recipe: str, overrides: Sequence[str], cle
         overrides=tuple(overrides),
         aligned=True,
         tracking=False,
-        clean=clean,
     )
+
+
+def adapt(options: JobOptions) -> Run:
+    """Runs the job; references are not among its arguments."""
     run = run_job(options)
     reports = (json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/round.json")))
     return Run(run, tuple(reports))
