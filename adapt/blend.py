@@ -17,7 +17,7 @@ from adapt.judge import photographed_score
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Stops on the way from the old weights (0) to the new ones (1)."""
-NEARLY_ALL = 0.95
+NEARLY_ALL = 0.9
 """Share of the best stop's gain that is enough."""
 
 
