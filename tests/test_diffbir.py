@@ -16,11 +16,12 @@ from pseudo_targets.diffbir.convert import ConversionError, convert_control, spl
 from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_text_tower, image_multiple
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
-from pseudo_targets.diffbir.sampling import Settings, SettingsError, pad_to_multiple, restore
-from pseudo_targets.diffbir.tiles import TilesError, windows
+from pseudo_targets.diffbir.sampling import Settings, SettingsError, restore
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
+from pseudo_targets.tiling import TilesError, windows
 from pseudo_targets.zoo import load_prior
 from tests.diffbir_files import TINY, base_state, control_state, put_files, whole_state
 from tests.tiny import blobs

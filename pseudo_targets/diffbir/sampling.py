@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pseudo_targets.diffbir import solvers
@@ -18,6 +17,7 @@ from pseudo_targets.diffbir.denoiser import Denoiser
 from pseudo_targets.diffbir.solvers import Noise, Output
 from pseudo_targets.diffbir.tiles import TiledDenoiser
 from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule
 
 Solver = Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
@@ -122,9 +122,3 @@ def restore(
     output = TiledDenoiser(denoiser, settings.tile, settings.tile // 2).output if settings.tile else denoiser.output
     x = _SOLVERS[settings.solver](output, schedule, x, settings.steps, noise)
     return prior.decode(x)[..., : clean.shape[-2], : clean.shape[-1]]
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """`image` `[B, C, H, W]` with zeros added below and on the right until both sides are multiples of `multiple`."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))

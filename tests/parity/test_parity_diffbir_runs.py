@@ -9,8 +9,9 @@ from pseudo_targets.color_fix import wavelet_color_fix
 from pseudo_targets.diffbir import solvers
 from pseudo_targets.diffbir.denoiser import Denoiser
 from pseudo_targets.diffbir.networks import image_multiple
-from pseudo_targets.diffbir.sampling import Settings, pad_to_multiple, restore
+from pseudo_targets.diffbir.sampling import Settings, restore
 from pseudo_targets.priors import Condition
+from pseudo_targets.resize import pad_to_multiple
 from tests.parity.parity_files import arrays, config, names, needs_fixtures, relative, tensors
 from tests.parity.tiny_diffbir import Replay, tiny_prior, tiny_sizes
 
