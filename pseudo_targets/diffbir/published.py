@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pseudo_targets.checkpoints import read_checkpoint
-from pseudo_targets.diffbir import files
+from pseudo_targets.diffbir import files, networks
 from pseudo_targets.diffbir.convert import (
     Checkpoint,
     convert_autoencoder,
@@ -27,7 +27,6 @@ from pseudo_targets.diffbir.convert import (
     split_checkpoint,
 )
 from pseudo_targets.diffbir.networks import (
-    PUBLISHED,
     Sizes,
     build_autoencoder,
     build_control,
@@ -107,12 +106,12 @@ def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes | None = No
     Args:
         folder: holds the published files, each as published or under the same name as `.safetensors`; None is
             `files.cache_folder()`.
-        sizes: of the networks; None is `PUBLISHED`.
+        sizes: of the networks; None is `networks.PUBLISHED`.
 
     Raises:
         WeightsError: files are missing, unreadable, or do not hold the tensors they should.
     """
-    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or PUBLISHED
+    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or networks.PUBLISHED
     _ensure_converted(version, place, sizes)
     tensors, metadata = files.read_stored(_stored(version, place))
     digests = [fact["sha256"] for _, fact in sorted(json.loads(metadata["origin"]).items())]
@@ -139,7 +138,7 @@ def load_text_tower(name: str, folder: Path | None = None, sizes: Sizes | None =
     Raises:
         WeightsError: as `load_diffbir`, or transformers is not installed.
     """
-    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or PUBLISHED
+    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or networks.PUBLISHED
     _ensure_converted(version, place, sizes)
     tensors, _ = files.read_stored(_stored(version, place, "text"))
     return _filled(build_text_tower(sizes), tensors, "")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adapt.cli import main
-from pseudo_targets.diffbir import cleaners, published
+from pseudo_targets.diffbir import cleaners, networks
 from pseudo_targets.downloads import SWINIR_FACE
 from tests.diffbir_files import TINY, base_state, control_state, put_files
 from tests.end_to_end.runs import short_settings, write_blobs
@@ -21,7 +21,7 @@ BASE, CONTROL = "sd2.1-base-zsnr-laionaes5.ckpt", "DiffBIR_v2.1.pt"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder; the loaders expect tiny networks in place of those of published size."""
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "PUBLISHED", dataclasses.replace(TINY, resolution=SIDE))
+    monkeypatch.setattr(networks, "PUBLISHED", dataclasses.replace(TINY, resolution=SIDE))
     tiny = {**cleaners.NETWORKS, SWINIR_FACE: (tiny_swinir, 1, cleaners.MULTIPLE)}
     monkeypatch.setattr(cleaners, "NETWORKS", tiny)
     folder = tmp_path / "cache" / "diffbir"
