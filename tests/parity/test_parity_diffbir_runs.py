@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from pseudo_targets.color_fix import wavelet_color_fix
+from pseudo_targets.consistency import Reference, RestorationGuidance
 from pseudo_targets.diffbir import solvers
-from pseudo_targets.diffbir.denoiser import Denoiser
+from pseudo_targets.diffbir.denoiser import Corrected, Denoiser
 from pseudo_targets.diffbir.networks import image_multiple
 from pseudo_targets.diffbir.sampling import Settings, restore
 from pseudo_targets.priors import Condition
 from pseudo_targets.resize import pad_to_multiple
+from pseudo_targets.schedule import respace, spaced_timesteps
 from tests.parity.parity_files import arrays, config, names, needs_fixtures, relative, tensors
 from tests.parity.tiny_diffbir import Replay, tiny_prior, tiny_sizes
 
@@ -60,6 +62,28 @@ def test_spaced_run(name: str) -> None:
     final = solvers.spaced(output, network.prior.schedule, start, len(run["timesteps"]), noise)
     for ours, theirs in zip(outputs, run["model_output_after_cfg"], strict=True):
         assert relative(ours, theirs) < 1e-4
+    assert relative(final, run["z_final"]) < 1e-4
+    assert noise.used_up
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in names("guided_*") if "rgb" in name])
+def test_guided_run(name: str) -> None:
+    run, inputs, network = tensors(name), tensors("diffbir_traj_inputs"), denoiser("v1v2")
+    prior, steps = network.prior, len(run["timesteps"])
+    guidance = RestorationGuidance(
+        prior.decode,
+        float(run["g_scale"]),
+        loss="wmse" if "wmse" in name else "mse",
+        start=int(run["t_start"]),
+        stop=int(run["t_stop"]),
+        repeat=int(run["repeat"]),
+        chain=respace(prior.schedule, spaced_timesteps(len(prior.schedule), [steps])),
+    )
+    reference = Reference(inputs["c_img"], inputs["image01"])
+    guided = Corrected(network.output, prior.schedule, (guidance,), reference)
+    noise = Replay(torch.stack([run[key] for key in sorted(run) if key.startswith("noise_")]))
+    final = solvers.spaced(guided, prior.schedule, inputs["x_T"], steps, noise)
     assert relative(final, run["z_final"]) < 1e-4
     assert noise.used_up
 
