@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ from pseudo_targets.filters import BlockMean
 from pseudo_targets.schedule import NoiseSchedule, respace, scaled_linear_betas, spaced_timesteps, zero_terminal_snr
 from recipes.load import load_recipe
 from recipes.schema import Generation
-from tests.diffbir_files import TINY, put_files, tiny_diffbir
+from tests.diffbir_files import TINY, put_files, put_vocabulary, tiny_diffbir
 from tests.test_stage1 import Quality
 from tests.tiny import blobs
 
@@ -45,11 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "diffbir"
     folder.mkdir()
     put_files(folder)
-    letters = "abcdefghijklmnopqrstuvwxyz,"
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    vocabulary = dict(zip(words, range(len(words)), strict=True)) | {"<|startoftext|>": 62, "<|endoftext|>": 63}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    put_vocabulary(folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """`adapt --prior diffbir-v2.1` from published files in the cache to a restorer, at tiny sizes in the full layouts."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from adapt.cli import main
 from pseudo_targets.diffbir import cleaners, networks
 from pseudo_targets.downloads import SWINIR_FACE
-from tests.diffbir_files import TINY, base_state, control_state, put_files
+from tests.diffbir_files import TINY, base_state, control_state, put_files, put_vocabulary
 from tests.end_to_end.runs import short_settings, write_blobs
 from tests.test_stage1 import tiny_swinir
 
@@ -52,6 +53,36 @@ def test_a_run_ends_with_a_restorer_and_a_report(tmp_path: Path, cache: Path) ->
     assert len(list(cache.glob("*.converted.*.safetensors"))) == 2
 
 
+def test_the_published_sampler_with_guidance_texts_and_offload(tmp_path: Path, cache: Path) -> None:
+    put_files(cache)
+    put_vocabulary(cache)
+    settings = (
+        "generation.sampler=diffbir",
+        "generation.color_fix=wavelet",
+        "generation.guidance_scale=0.1",
+        "generation.guidance_space=rgb",
+        "generation.prompt=sharp",
+        "generation.diffbir.prompt_scale=2",
+        "generation.diffbir.negative_prompt=blurry",
+        "generation.compute.offload=true",
+        "generation.tiles.decode=128",
+        "camera.bank_start=300",
+    )
+    assert main(command(tmp_path, *settings)) == 0
+    assert (tmp_path / "run" / "restorer.onnx").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "manifest.jsonl").read_text().splitlines()]
+    targets = [row for row in rows if row["kind"] == "target"]
+    assert len(targets) == 10 and all(row["state"] == "accepted" for row in targets)
+
+
+def test_settings_of_another_prior_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
+    put_files(cache)
+    words = command(tmp_path, "generation.sampler=diffbir", "faces.size=128")
+    words[words.index("diffbir-v2.1")] = "mini"
+    assert main(words) == 2
+    assert "sampler diffbir: prior 'mini' has none" in capsys.readouterr().err
+
+
 class Payload:
     """Pickled, it would write a file when it is read freely."""
 
@@ -76,6 +107,17 @@ def test_a_file_that_was_cut_short_is_refused(name: str, kept: float, tmp_path: 
     whole = (cache / name).read_bytes()
     (cache / name).write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
     assert str(cache / name) in refusal(tmp_path, capsys)
+
+
+def test_a_stage_1_with_code_or_cut_short_is_refused(tmp_path: Path, cache: Path, capsys) -> None:
+    put_files(cache)
+    path = cache / SWINIR_FACE.file
+    torch.save({"state_dict": {**tiny_swinir().state_dict(), "extra": Payload(tmp_path / "ran")}}, path)
+    assert f"{path}: holds code" in refusal(tmp_path, capsys, "generation.stage1=removal")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": tiny_swinir().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert str(path) in refusal(tmp_path, capsys, "generation.stage1=removal")
 
 
 def test_files_of_other_networks_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
