@@ -60,7 +60,9 @@ class Compute(_Section):
 class Diffbir(_Section):
     """What sampler `diffbir` has beside `calls`, `control_strength` and `guidance_scale`."""
 
-    solver: Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"] = "edm_dpm++_3m_sde"
+    solver: Literal["spaced", "ddim", "dpm++_2m", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"] = (
+        "edm_dpm++_3m_sde"
+    )
     """The published choices: `spaced` with 50 calls for versions 1 and 2, `edm_dpm++_3m_sde` with 10 for 2.1."""
     start: Literal["noise", "condition"] = "noise"
     """Starts from noise, or from the noised latent of the stage 1 output (versions 1 and 2)."""

@@ -210,7 +210,7 @@ def test_restore_pads_and_crops_and_follows_its_settings(tmp_path):
     negative = torch.randn(prior.context.shape, generator=torch.Generator().manual_seed(0))
     for settings in (Settings(steps=2, guidance=4.0), Settings(steps=2, guidance=4.0, rescale=True)):
         assert not torch.equal(plain, run(settings, negative=negative))
-    for changes in ({"strength": 0.5}, {"augmentation": 100}, {"tile": 4}, {"solver": "ddim"}):
+    for changes in ({"strength": 0.5}, {"augmentation": 100}, {"tile": 4}, {"solver": "ddim"}, {"solver": "dpm++_2m"}):
         assert not torch.equal(plain, run(Settings(steps=2, **changes)))
 
 

@@ -35,7 +35,7 @@ class Denoiser:
     scale: float = 1.0
     rescale: bool = False
 
-    def output(self, x_t: Tensor, timestep: int) -> Tensor:
+    def output(self, x_t: Tensor, timestep: float) -> Tensor:
         """The guided network output for `x_t` `[B, C, h, w]`, in the network's own parameterisation."""
         steps = len(self.prior.schedule)
         scale = rescale_cfg(self.scale, timestep, steps) if self.rescale else self.scale
@@ -45,7 +45,7 @@ class Denoiser:
         negative = self._evaluate(x_t, timestep, self.negative)
         return negative + scale * (positive - negative)
 
-    def _evaluate(self, x_t: Tensor, timestep: int, context: Tensor) -> Tensor:
+    def _evaluate(self, x_t: Tensor, timestep: float, context: Tensor) -> Tensor:
         prior = self.prior
         times = torch.full((len(x_t),), timestep)
         context = context.expand(len(x_t), -1, -1)
@@ -64,17 +64,17 @@ class Corrected:
         reference: what the sample is held to.
     """
 
-    output: Callable[[Tensor, int], Tensor]
+    output: Callable[[Tensor, float], Tensor]
     schedule: NoiseSchedule
     consistency: Sequence[Consistency]
     reference: Reference
 
-    def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
-        output = self.output(x_t, timestep)
-        active = [correct for correct in self.consistency if correct.active(timestep)]
+    def __call__(self, x_t: Tensor, timestep: float) -> Tensor:
+        output, nearest = self.output(x_t, timestep), round(timestep)
+        active = [correct for correct in self.consistency if correct.active(nearest)]
         if not active:
             return output
-        x0 = self.schedule.to_x0(output, x_t, timestep)
+        x0 = self.schedule.to_x0(output, x_t, nearest)
         for correct in active:
-            x0 = correct(x0, self.reference, timestep)
-        return self.schedule.target(x0, self.schedule.eps_of(x0, x_t, timestep), timestep)
+            x0 = correct(x0, self.reference, nearest)
+        return self.schedule.target(x0, self.schedule.eps_of(x0, x_t, nearest), nearest)

@@ -21,7 +21,7 @@ from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule
 
-Solver = Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
+Solver = Literal["spaced", "ddim", "dpm++_2m", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
 Start = Literal["noise", "condition"]
 
 
@@ -75,6 +75,7 @@ class Settings:
 _SOLVERS: dict[str, Callable[[Output, NoiseSchedule, Tensor, int, Noise], Tensor]] = {
     "spaced": solvers.spaced,
     "ddim": solvers.ddim,
+    "dpm++_2m": solvers.dpmpp_2m,
     "edm_euler": solvers.edm_euler,
     "edm_heun": solvers.edm_heun,
     "edm_dpm++_2m": solvers.edm_dpmpp_2m,

@@ -25,7 +25,7 @@ class TiledDenoiser:
     tile: int = 64
     stride: int = 32
 
-    def output(self, x_t: Tensor, timestep: int) -> Tensor:
+    def output(self, x_t: Tensor, timestep: float) -> Tensor:
         """The guided network output for `x_t` `[B, C, h, w]`: the mean over tiles, weighted by `gaussian_weights`."""
         height, width = x_t.shape[-2:]
         if min(height, width) < self.tile:
