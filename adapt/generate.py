@@ -91,7 +91,7 @@ class Worker:
         if settings.realism < 1:
             keep = consistencies(settings, self.prior, len(self.prior.schedule) - 1)
             expected = conditional_mean(self.prior, reference, settings.control_strength, keep, context)
-            mean = torch.lerp(_recoloured(expected, reference, settings), mean, settings.realism)
+            mean = torch.lerp(recoloured(expected, reference, settings), mean, settings.realism)
         thresholds = Thresholds(**self.plan.gate.model_dump())
         targets = gate(photos, reference, mean, candidates, self.quality, thresholds, self.embed)
         return [_on_cpu(target) for target in targets]
@@ -111,7 +111,7 @@ class Worker:
                 image = sampled_as_diffbir(self.prior, reference, settings, generators, context, negative)
             else:
                 image = refine(self.prior, reference, trajectory, keep, generators, context)
-            draws.append(_recoloured(image, reference, settings))
+            draws.append(recoloured(image, reference, settings))
         return torch.stack(draws)
 
     def released(self, reference: Tensor, start: int, generators: list[Generator]) -> Tensor:
@@ -145,7 +145,8 @@ def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
     return settings.start_timesteps[min(level, len(settings.start_timesteps) - 1)]
 
 
-def _recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
+def recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
+    """Drawn images `[B, 3, S, S]` with the colours of their reference, as the recipe says; clamped to `[0, 1]`."""
     fixed = image if settings.color_fix == "none" else COLOR_FIXES[settings.color_fix](image, reference)
     return fixed.clamp(0, 1)
 

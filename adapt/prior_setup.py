@@ -12,6 +12,8 @@ from torch import Generator, Tensor, nn
 from adapt.captions import Captioner, load_captioner
 from pseudo_targets.compute import Compute, autoencoder_of, prepare
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
+from pseudo_targets.diffbir import files
+from pseudo_targets.diffbir.prompts import missing_vocabulary
 from pseudo_targets.diffbir.published import VERSIONS
 from pseudo_targets.diffbir.sampling import Settings, multiple_for, restore
 from pseudo_targets.diffbir.texts import Texts, joined, load_texts
@@ -28,9 +30,11 @@ LOW_PASSES: dict[str, Callable[[int], LowPass]] = {"idempotent": BlockMean, "pub
 
 
 def faults_of(prior: str, settings: Generation) -> list[str]:
-    """Settings that only DiffBIR's priors have a meaning for, where `prior` is another."""
+    """Settings that only DiffBIR's priors have a meaning for, where `prior` is another; words without a vocabulary."""
     if prior in VERSIONS:
-        return []
+        words = settings.prompt or settings.caption or settings.diffbir.negative_prompt
+        fault = missing_vocabulary(files.cache_folder()) if words else ""
+        return [f"generation.prompt: {fault}"] if fault else []
     asked = {
         "sampler diffbir": settings.sampler == "diffbir",
         f"prompt {settings.prompt!r}": settings.prompt,

@@ -140,6 +140,9 @@ def test_words_without_a_vocabulary_are_refused(cache: Path) -> None:
     (cache / "vocab.json").unlink()
     with pytest.raises(WeightsError, match=r"vocab\.json"):
         draws(settings(prompt="sharp"))
+    (fault,) = prior_setup.faults_of(NAME, settings(prompt="sharp"))
+    assert "vocab.json" in fault and "merges.txt" not in fault and str(cache) in fault
+    assert prior_setup.faults_of(NAME, settings()) == []
 
 
 def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:

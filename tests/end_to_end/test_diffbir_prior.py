@@ -75,6 +75,18 @@ def test_the_published_sampler_with_guidance_texts_and_offload(tmp_path: Path, c
     assert len(targets) == 10 and all(row["state"] == "accepted" for row in targets)
 
 
+def test_a_captioner_that_is_not_here_is_one_line(tmp_path: Path, cache: Path, monkeypatch, capsys) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    put_files(cache)
+    assert "prompts need vocab.json and merges.txt" in refusal(tmp_path, capsys, "generation.caption=nobody/none")
+    put_vocabulary(cache)
+    assert main(command(tmp_path, "generation.caption=nobody/none")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adapt: ")]
+    assert "caption 'nobody/none': cannot be loaded" in line
+
+
 def test_settings_of_another_prior_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
     put_files(cache)
     words = command(tmp_path, "generation.sampler=diffbir", "faces.size=128")
