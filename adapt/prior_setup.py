@@ -26,6 +26,8 @@ from pseudo_targets.schedule import Chain, respace, spaced_timesteps
 from recipes.schema import Compute as ComputeSettings
 from recipes.schema import Generation
 
+VARIED_FROM = 400
+"""Timestep up to which a face noised to it and denoised freely is still one, in the same place."""
 LOW_PASSES: dict[str, Callable[[int], LowPass]] = {"idempotent": BlockMean, "published": CubicLowPass}
 
 
@@ -42,6 +44,11 @@ def faults_of(prior: str, settings: Generation) -> list[str]:
     }
     known = ", ".join(VERSIONS)
     return [f"generation.{what}: prior {prior!r} has none, expected one of {known}" for what, on in asked.items() if on]
+
+
+def bank_start(prior: str, asked: int) -> int:
+    """Where the clean bank starts: a prior of all photos draws no faces from nothing, but varies those it gets."""
+    return min(asked, VARIED_FROM) if prior in VERSIONS else asked
 
 
 def compute_of(settings: ComputeSettings, device: torch.device) -> Compute:
@@ -71,7 +78,10 @@ def placed(
     prepare(prior, compute_of(settings.compute, device))
     if not settings.compute.offload:
         return prior.to(device), None if cleaner is None else cleaner.to(device)
-    if autoencoder_of(prior) is None and isinstance(prior.codec, nn.Module):
+    autoencoder = autoencoder_of(prior)
+    if autoencoder is not None:
+        autoencoder.enable_slicing()  # one image at a time: a batch is for the denoiser
+    elif isinstance(prior.codec, nn.Module):
         prior.codec.to(device)
     if prior.fusion is not None:
         prior.fusion.to(device)

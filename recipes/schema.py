@@ -167,7 +167,8 @@ class Camera(_Section):
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
     bank_start: Annotated[int, Field(ge=0)] = 999
-    """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep."""
+    """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep. DiffBIR's
+    priors know more than faces and start at 400 at most."""
 
 
 class Finetune(_Section):

@@ -157,6 +157,11 @@ def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:
     assert "expected one of" not in str(error.value)
 
 
+def test_a_prior_of_all_photos_varies_faces_for_the_bank() -> None:
+    assert prior_setup.bank_start("mini", 999) == 999
+    assert [prior_setup.bank_start(NAME, start) for start in (999, 300)] == [prior_setup.VARIED_FROM, 300]
+
+
 def test_tiles_of_stage_1_reach_the_job(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "load_cleaner", lambda name, tile: (name, tile))
     recipe = load_recipe("diffbir", ("generation.tiles.stage1=256",))

@@ -66,7 +66,6 @@ def test_the_published_sampler_with_guidance_texts_and_offload(tmp_path: Path, c
         "generation.diffbir.negative_prompt=blurry",
         "generation.compute.offload=true",
         "generation.tiles.decode=128",
-        "camera.bank_start=300",
     )
     assert main(command(tmp_path, *settings)) == 0
     assert (tmp_path / "run" / "restorer.onnx").is_file()
