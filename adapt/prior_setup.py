@@ -12,8 +12,7 @@ from torch import Generator, Tensor, nn
 from adapt.captions import Captioner, load_captioner
 from pseudo_targets.compute import Compute, autoencoder_of, prepare
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
-from pseudo_targets.diffbir import files
-from pseudo_targets.diffbir.prompts import missing_vocabulary
+from pseudo_targets.diffbir.prompts import missing_vocabulary, vocabulary_folder
 from pseudo_targets.diffbir.published import VERSIONS
 from pseudo_targets.diffbir.sampling import Settings, multiple_for, restore
 from pseudo_targets.diffbir.texts import Texts, joined, load_texts
@@ -35,7 +34,7 @@ def faults_of(prior: str, settings: Generation) -> list[str]:
     """Settings that only DiffBIR's priors have a meaning for, where `prior` is another; words without a vocabulary."""
     if prior in VERSIONS:
         words = settings.prompt or settings.caption or settings.diffbir.negative_prompt
-        fault = missing_vocabulary(files.cache_folder()) if words else ""
+        fault = missing_vocabulary(vocabulary_folder()) if words else ""
         return [f"generation.prompt: {fault}"] if fault else []
     asked = {
         "sampler diffbir": settings.sampler == "diffbir",
@@ -135,8 +134,11 @@ def texts_for(prior: str, settings: Generation, device: torch.device) -> PriorTe
     guided = settings.sampler == "diffbir" and settings.diffbir.prompt_scale != 1
     if not (settings.prompt or settings.caption or guided):
         return None
-    captioner = load_captioner(settings.caption, device) if settings.caption else None
-    return PriorTexts(load_texts(prior, device), settings.prompt, settings.diffbir.negative_prompt, captioner)
+    # Next to a prior that waits for its turn there is no room for a captioner.
+    place = torch.device("cpu") if settings.compute.offload else device
+    captioner = load_captioner(settings.caption, place) if settings.caption else None
+    embed = load_texts(prior, device, many=captioner is not None)
+    return PriorTexts(embed, settings.prompt, settings.diffbir.negative_prompt, captioner)
 
 
 def sampled_as_diffbir(

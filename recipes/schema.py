@@ -56,6 +56,12 @@ class Compute(_Section):
     offload: bool = False
     """Keeps only the network in use on the device: text tower, stage 1, denoiser or autoencoder."""
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Compute:
+        if self.compile and self.offload:
+            raise ValueError("compile and offload are both on, expected one: what is compiled must stay where it is")
+        return self
+
 
 class Diffbir(_Section):
     """What sampler `diffbir` has beside `calls`, `control_strength` and `guidance_scale`."""

@@ -109,6 +109,8 @@ def put_files(folder: Path) -> None:
 
 def put_vocabulary(folder: Path) -> None:
     """The tokenizer's files: letters only."""
+    folder = folder / "tokenizer"
+    folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz,"
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = dict(zip(words, range(len(words)), strict=True)) | {"<|startoftext|>": 62, "<|endoftext|>": 63}

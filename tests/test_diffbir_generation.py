@@ -131,13 +131,16 @@ def test_embeddings_are_computed_once(cache: Path) -> None:
     first = texts(["sharp", "", "sharp"])
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     assert torch.equal(texts(["", "sharp"]), first[[1, 0]])
-    assert loads == [1]
+    assert loads == [1] and texts.waiting is None
+    texts.many = True
+    assert torch.equal(texts(["a", "b"])[1], texts(["b", "c"])[0])
+    assert loads == [1, 1] and texts.waiting is not None
     assert torch.equal(first[1:2], tiny_diffbir().context)
     assert joined("", "sharp") == "sharp" and joined("a", "b") == "a, b"
 
 
 def test_words_without_a_vocabulary_are_refused(cache: Path) -> None:
-    (cache / "vocab.json").unlink()
+    (cache / "tokenizer" / "vocab.json").unlink()
     with pytest.raises(WeightsError, match=r"vocab\.json"):
         draws(settings(prompt="sharp"))
     (fault,) = prior_setup.faults_of(NAME, settings(prompt="sharp"))

@@ -115,6 +115,7 @@ def test_diffbir_is_the_published_recipe() -> None:
         ("generation.tiles.decode=100", "multiple of 128"),
         ("generation.diffbir.prompt_scale=0.5", "greater than or equal to 1"),
         ("generation.compute.precission=fp32", "did you mean 'precision'"),
+        ("generation.compute={compile: true, offload: true}", "expected one: what is compiled"),
     ],
 )
 def test_settings_of_diffbir_are_checked(setting: str, reason: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pseudo_targets.diffbir import files
 from pseudo_targets.diffbir.networks import Sizes
 from pseudo_targets.downloads import WeightsError
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
+
+
+def vocabulary_folder() -> Path:
+    """Where Stable Diffusion 2.1's `tokenizer` folder lies in the cache."""
+    return files.cache_folder() / "tokenizer"
 
 
 def empty_prompt(sizes: Sizes) -> Tensor:
