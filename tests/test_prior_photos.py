@@ -86,7 +86,7 @@ def test_a_face_is_cleaned_by_the_network_for_faces_and_refined() -> None:
         cleaner.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(tuple(inputs[0].shape[-2:])))
     restorer(image)
     assert seen == {"faces": [(SIDE, SIDE)], "rest": [(120, 150)]}
-    assert (restorer.faces.name, restorer.rest.name) == ("swinir_face", "swinir_realesrgan")
+    assert (restorer.faces.name, restorer.rest.name) == (SWINIR_FACE.name, SWINIR_REALESRGAN.name)
 
 
 def test_version_2_enlarges_with_a_network_that_sees_the_photo_as_it_is() -> None:
@@ -94,7 +94,7 @@ def test_version_2_enlarges_with_a_network_that_sees_the_photo_as_it_is() -> Non
     shapes: list[tuple[int, ...]] = []
     restorer.rest.net.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
     assert restorer(photo(50, 70)).shape == (1, 3, 100, 140)
-    assert shapes == [(50, 70)] and restorer.rest.name == "bsrnet"
+    assert shapes == [(50, 70)] and restorer.rest.name == BSRNET.name
 
 
 def test_a_small_photo_is_refined_at_the_priors_resolution_and_comes_back_at_its_size() -> None:
@@ -149,6 +149,6 @@ def test_what_cannot_be_done_is_one_line(words: list[str], reason: str, tmp_path
 
 def test_a_missing_stage_1_says_how_to_get_it(cache: Path) -> None:
     (cache / SWINIR_REALESRGAN.file).unlink()
-    with pytest.raises(UsageError, match="adapt weights fetch swinir_realesrgan"):
+    with pytest.raises(UsageError, match=f"adapt weights fetch {SWINIR_REALESRGAN.name}"):
         load_prior_restorer(NAME, SETTINGS, CPU)
     assert load_prior_restorer(NAME, SETTINGS, CPU, aligned=True).rest is None
