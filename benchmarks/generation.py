@@ -73,7 +73,7 @@ def random_prior(sizes: Sizes, device: torch.device, denoiser: torch.dtype) -> L
         control = build_control(unet)
         autoencoder = build_autoencoder(sizes)
     for network in (unet, control):
-        network.to(denoiser)
+        nn.Module.to(network, denoiser)
     for network in (unet, control, autoencoder):
         filled(network.to_empty(device=device))
     text = sizes.clip["text_cfg"]

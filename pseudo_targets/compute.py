@@ -33,7 +33,7 @@ class Compute:
 def prepare(prior: LatentPrior, compute: Compute) -> LatentPrior:
     """Sets the networks of `prior` up in place, and returns it."""
     for network in denoisers(prior):
-        network.to(compute.denoiser)
+        nn.Module.to(network, compute.denoiser)  # diffusers' own warns that nothing is kept in float32
     autoencoder = autoencoder_of(prior)
     if autoencoder is not None and compute.decoder != torch.float32:
         _lower_decoder(autoencoder.decoder, compute.decoder)
