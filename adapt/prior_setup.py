@@ -77,10 +77,7 @@ def placed(
     prepare(prior, compute_of(settings.compute, device))
     if not settings.compute.offload:
         return prior.to(device), None if cleaner is None else cleaner.to(device)
-    autoencoder = autoencoder_of(prior)
-    if autoencoder is not None:
-        autoencoder.enable_slicing()  # one image at a time: a batch is for the denoiser
-    elif isinstance(prior.codec, nn.Module):
+    if autoencoder_of(prior) is None and isinstance(prior.codec, nn.Module):
         prior.codec.to(device)
     if prior.fusion is not None:
         prior.fusion.to(device)

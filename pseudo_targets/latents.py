@@ -82,7 +82,8 @@ def fit_patch_latents(images: Tensor, patch: int, channels: int) -> PatchLatents
 class AutoencoderLatents(nn.Module):
     """diffusers' `AutoencoderKL` behind the same two calls: posterior mean times the scaling factor (DiffBIR).
 
-    A gradient through it keeps the activations of one block at a time; the others are computed again.
+    It sees a batch one image at a time, as its activations are what needs memory. A gradient through it keeps those of
+    one block at a time; the others are computed again.
     """
 
     autoencoder: AutoencoderKL
@@ -93,6 +94,7 @@ class AutoencoderLatents(nn.Module):
         self.scaling = float(autoencoder.config.scaling_factor)
         self.patch = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         self.channels = int(autoencoder.config.latent_channels)
+        autoencoder.enable_slicing()
         autoencoder.enable_gradient_checkpointing()
 
     def encode(self, image: Tensor) -> Tensor:
@@ -136,18 +138,24 @@ class TiledLatents(nn.Module):
         tile = self.tiles.encode
         if not tile or min(image.shape[-2:]) < tile:
             return self.codec.encode(image)
-        encode = self._sharing(self.codec.encode, image, tile)
-        return blended(encode, image, tile, tile // 2, down=self.patch)
+        parts = []
+        for one in image.split(1):  # norms share within an image, not across a batch
+            encode = self._sharing(self.codec.encode, one, tile)
+            parts.append(blended(encode, one, tile, tile // 2, down=self.patch))
+        return torch.cat(parts)
 
     def decode(self, latent: Tensor) -> Tensor:
         """`[B, C, h, w]` -> `[B, 3, h*p, w*p]`, about `[0, 1]`."""
         tile = self.tiles.decode // self.patch
         if not tile or min(latent.shape[-2:]) < tile:
             return self.codec.decode(latent)
-        decode = self._sharing(self.codec.decode, latent, tile)
-        if torch.is_grad_enabled() and latent.requires_grad:
-            decode = partial(checkpoint, decode, use_reentrant=False)
-        return blended(decode, latent, tile, tile // 2, up=self.patch)
+        parts = []
+        for one in latent.split(1):
+            decode = self._sharing(self.codec.decode, one, tile)
+            if torch.is_grad_enabled() and latent.requires_grad:
+                decode = partial(checkpoint, decode, use_reentrant=False)
+            parts.append(blended(decode, one, tile, tile // 2, up=self.patch))
+        return torch.cat(parts)
 
     def _sharing(self, function: Callable[[Tensor], Tensor], whole: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
         """`function` of a tile with norms that know the other tiles of `whole`."""

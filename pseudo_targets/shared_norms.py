@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass
 class _Sums:
-    """Over the tiles of one norm: how many, and sums of the groups' means and mean squares `[B, G]`."""
+    """Over the tiles of one norm: how many, and sums of the groups' means and mean squares `[1, G]`."""
 
     tiles: int = 0
     means: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -24,12 +24,12 @@ class _Sums:
 
 
 Moments = dict[nn.GroupNorm, tuple[Tensor, Tensor]]
-"""Mean and standard deviation of every norm's groups, `[B, G, 1]`."""
+"""Mean and standard deviation of every norm's groups, `[1, G, 1]`."""
 
 
 @torch.no_grad()
 def measure(network: nn.Module, see_tiles: Callable[[], object]) -> Moments:
-    """What the norms of `network` see while `see_tiles` calls it with tiles of equal size."""
+    """What the norms of `network` see while `see_tiles` calls it with tiles of equal size of one image."""
     sums = {module: _Sums() for module in network.modules() if isinstance(module, nn.GroupNorm)}
 
     def add(norm: nn.GroupNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:

@@ -56,7 +56,6 @@ def prior(monkeypatch: pytest.MonkeyPatch) -> LatentPrior:
             codec, unet, build_control(unet), schedule, SIDE, torch.empty(1, 77, 1024), "meta", "none", "0" * 64
         )
     prepare(built, Compute(torch.bfloat16, torch.bfloat16))
-    codec.autoencoder.enable_slicing()
     return built.eval().requires_grad_(False)
 
 

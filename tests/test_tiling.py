@@ -55,7 +55,7 @@ def test_convolutions_agree_with_those_of_the_whole_image() -> None:
 
 @torch.no_grad()
 def test_tiles_agree_with_each_other_where_they_overlap() -> None:
-    whole, image = autoencoder(), blobs(2, SIDE)
+    whole, image = autoencoder(), blobs(1, SIDE)
     whole.autoencoder.decoder.mid_block.attentions[0] = None
     latent = whole.encode(image)
     left, right = latent[..., :48, :48], latent[..., :48, 16:]  # both 48 latents wide, 32 of them common
@@ -87,9 +87,17 @@ def test_shared_norms_bring_tiles_nearer_to_the_whole_image() -> None:
 
 
 @torch.no_grad()
+def test_images_of_a_batch_keep_their_own_statistics() -> None:
+    tiled, images = TiledLatents(autoencoder(), TILES), blobs(2, SIDE) * torch.tensor([1.0, 0.2]).view(2, 1, 1, 1)
+    latent = tiled.encode(images)
+    torch.testing.assert_close(latent[1:], tiled.encode(images[1:]))
+    torch.testing.assert_close(tiled.decode(latent)[1:], tiled.decode(latent[1:]))
+
+
+@torch.no_grad()
 def test_norms_that_share_what_one_tile_sees_are_the_norms_themselves() -> None:
     whole = autoencoder()
-    latent = whole.encode(blobs(2, SIDE))
+    latent = whole.encode(blobs(1, SIDE))
     moments = measure(whole, lambda: whole.decode(latent))
     with shared(moments):
         inside = whole.decode(latent)
