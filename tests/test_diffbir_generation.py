@@ -97,7 +97,9 @@ def test_every_setting_has_an_effect(change: dict, cache: Path) -> None:
 def test_no_second_evaluation_when_guidance_is_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = prior_setup.load_texts
-    monkeypatch.setattr(prior_setup, "load_texts", lambda *args: calls.append("texts") or original(*args))
+    monkeypatch.setattr(
+        prior_setup, "load_texts", lambda *args, **kwargs: calls.append("texts") or original(*args, **kwargs)
+    )
     forward = networks.UNet2DConditionModel.forward
     counted = lambda self, *args, **kwargs: calls.append("unet") or forward(self, *args, **kwargs)  # noqa: E731
     monkeypatch.setattr(networks.UNet2DConditionModel, "forward", counted)
