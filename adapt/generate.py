@@ -9,21 +9,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from adapt.identity import load_identity
+from adapt.prior_setup import LOW_PASSES, consistencies, placed, sampled_as_diffbir, texts_for
 from adapt.seeds import generator_of
 from pseudo_targets.bank import vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
-from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
 from pseudo_targets.dt_bfr import noise_from, released_path, released_pseudo_target
 from pseudo_targets.embedded import load_quality
-from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
-from pseudo_targets.priors import Prior
 from pseudo_targets.sampling import Trajectory, conditional_mean, draw, refine
 from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
 
 COLOR_FIXES = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
-LOW_PASSES: dict[str, Callable[[int], LowPass]] = {"idempotent": BlockMean, "published": CubicLowPass}
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,13 @@ class Worker:
     def __init__(self, plan: WorkerFactory) -> None:
         self.plan = plan
         self.device = torch.device(plan.device)
-        self.prior: Prior = _moved(load_prior(plan.prior), self.device)
+        self.prior, cleaner = placed(load_prior(plan.prior), plan.cleaner, plan.generation, self.device)
         self.quality = load_quality().to(self.device)
         self.restorer = plan.restorer.to(self.device).eval()
-        removal = self.quality.removal if plan.cleaner is None else plan.cleaner.to(self.device)
+        removal = self.quality.removal if cleaner is None else cleaner
         self.stage1: nn.Module = removal if plan.generation.stage1 == "removal" else self.restorer
         self.embed = load_identity(self.device)
+        self.texts = texts_for(plan.prior, plan.generation, self.device)
 
     @torch.no_grad()
     def targets(self, task: TargetTask) -> list[PseudoTarget]:
@@ -87,17 +85,18 @@ class Worker:
         settings = self.plan.generation
         photos = task.photos.to(self.device)
         reference = self.stage1(photos).clamp(0, 1)
-        candidates = self._candidates(reference, task)
+        context = None if self.texts is None else self.texts.positive(photos)
+        candidates = self._candidates(reference, task, context)
         mean = candidates.mean(0)
         if settings.realism < 1:
             keep = consistencies(settings, self.prior, len(self.prior.schedule) - 1)
-            expected = conditional_mean(self.prior, reference, settings.control_strength, keep)
-            mean = torch.lerp(_recoloured(expected, reference, settings), mean, settings.realism)
+            expected = conditional_mean(self.prior, reference, settings.control_strength, keep, context)
+            mean = torch.lerp(recoloured(expected, reference, settings), mean, settings.realism)
         thresholds = Thresholds(**self.plan.gate.model_dump())
         targets = gate(photos, reference, mean, candidates, self.quality, thresholds, self.embed)
         return [_on_cpu(target) for target in targets]
 
-    def _candidates(self, reference: Tensor, task: TargetTask) -> Tensor:
+    def _candidates(self, reference: Tensor, task: TargetTask, context: Tensor | None) -> Tensor:
         """Draws `[K, B, 3, S, S]` behind cleaned photos."""
         settings = self.plan.generation
         trajectory = Trajectory(task.start, settings.calls, settings.eta, settings.control_strength)
@@ -107,9 +106,12 @@ class Worker:
             generators = [generator_of("target", seed, number) for seed in task.seeds]
             if settings.sampler == "dt_bfr":
                 image = self.released(reference, task.start, generators)
+            elif settings.sampler == "diffbir":
+                negative = None if self.texts is None else self.texts.negative()
+                image = sampled_as_diffbir(self.prior, reference, settings, generators, context, negative)
             else:
-                image = refine(self.prior, reference, trajectory, keep, generators)
-            draws.append(_recoloured(image, reference, settings))
+                image = refine(self.prior, reference, trajectory, keep, generators, context)
+            draws.append(recoloured(image, reference, settings))
         return torch.stack(draws)
 
     def released(self, reference: Tensor, start: int, generators: list[Generator]) -> Tensor:
@@ -133,17 +135,6 @@ class Worker:
         return self.restorer(faces).clamp(0, 1).cpu()
 
 
-def consistencies(settings: Generation, prior: Prior, start: int) -> list[Consistency]:
-    """The corrections a recipe asks for, for a path from `start`."""
-    result: list[Consistency] = []
-    if settings.filter != "none":
-        low_pass = LOW_PASSES[settings.filter](settings.filter_factor)
-        result.append(LowPassReplacement(low_pass, start, min(settings.end_timestep, start)))
-    if settings.guidance_scale:
-        result.append(RestorationGuidance(prior.decode, settings.guidance_scale, settings.guidance_space))
-    return result
-
-
 def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
     """The start timestep of one photo `[3, S, S]`: the more removal changes it, the more must be invented."""
     if settings.start == "fixed":
@@ -154,14 +145,10 @@ def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
     return settings.start_timesteps[min(level, len(settings.start_timesteps) - 1)]
 
 
-def _recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
-    if settings.color_fix == "none":
-        return image
-    return COLOR_FIXES[settings.color_fix](image, reference).clamp(0, 1)
-
-
-def _moved(prior: Prior, device: torch.device) -> Prior:
-    return prior.to(device) if isinstance(prior, nn.Module) else prior
+def recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
+    """Drawn images `[B, 3, S, S]` with the colours of their reference, as the recipe says; clamped to `[0, 1]`."""
+    fixed = image if settings.color_fix == "none" else COLOR_FIXES[settings.color_fix](image, reference)
+    return fixed.clamp(0, 1)
 
 
 def _on_cpu(target: PseudoTarget) -> PseudoTarget:

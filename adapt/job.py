@@ -18,6 +18,7 @@ from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
 from adapt.photos import printable
+from adapt.prior_setup import faults_of
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
 from adapt.summary import write_outputs
@@ -180,6 +181,8 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
                 f"generation.control_strength {recipe.generation.control_strength:g}: prior {options.prior!r} "
                 "has no IRControlNet, expected 0"
             )
+        if recipe is not None:
+            faults += faults_of(options.prior, recipe.generation)
     except (UnknownPriorError, WeightsError) as error:
         faults.append(f"--prior: {error}")
     if not options.inputs.exists():
@@ -200,7 +203,7 @@ def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner
     if recipe.generation.stage1 != "removal":
         return None
     try:
-        return load_cleaner(options.prior)
+        return load_cleaner(options.prior, recipe.generation.tiles.stage1)
     except WeightsMissingError as error:
         narrator.say(f"stage 1 is the embedded degradation removal: {error}")
         return None

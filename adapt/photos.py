@@ -176,6 +176,15 @@ def write_photo(path: Path, image: Tensor, quality: int = 95) -> None:
         raise PhotoError(path, f"cannot be written: {_os_reason(error)}; check the disk and the folder") from error
 
 
+def to_picture(image: Tensor) -> Image.Image:
+    """`[3, H, W]` in `[0, 1]` as an 8-bit picture, for libraries that take pictures.
+
+    Raises:
+        PhotoError: it is no image.
+    """
+    return Image.fromarray(_to_bytes(Path("photo"), image))
+
+
 def _candidates(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tuple[Path, str]]]:
     """Sorted files to look at, what is refused by its place alone, and notes."""
     if not os.path.lexists(root):

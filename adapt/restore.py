@@ -6,17 +6,32 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import Face, FaceFinder, align, load_finder, native_size, paste_back
 from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, printable, read_photo, write_photo
-from restorers.runtime import RuntimeFailure, RuntimeRestorer, load_runtime
+from restorers.runtime import RuntimeFailure, load_runtime
 from restorers.zoo import EMBEDDED_COMPACT
 
 SMALLEST_CROP = 64
 """Side in px of the smallest face crop; smaller faces are enlarged to it."""
+
+
+class Restores(Protocol):
+    """What restores images of any size: the serving runtime, or a prior with its stages.
+
+    Attributes:
+        multiple_of: what the sides of face crops are multiples of.
+    """
+
+    @property
+    def multiple_of(self) -> int: ...
+
+    def __call__(self, image: Tensor, /) -> Tensor:
+        """`[1, 3, H, W]` in `[0, 1]` -> restored, in `[0, 1]`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class RestoreSummary:
 
 def restore_photos(
     inputs: Sequence[Path],
-    runtime: RuntimeRestorer,
+    runtime: Restores,
     output: Path,
     finder: FaceFinder | None,
     aligned: bool = False,
@@ -130,7 +145,7 @@ def crop_side(face: Face, multiple_of: int) -> int:
     return max(smallest, round(native_size(face) / multiple_of) * multiple_of)
 
 
-def _restore_faces(image: Tensor, runtime: RuntimeRestorer, finder: FaceFinder) -> tuple[Tensor, int]:
+def _restore_faces(image: Tensor, runtime: Restores, finder: FaceFinder) -> tuple[Tensor, int]:
     """The photo with every face restored, and their number. Crops come from the untouched photo, so order is free."""
     faces = finder.find(image)
     result = image

@@ -18,6 +18,7 @@ from adapt.finetune import finetune
 from adapt.gather import FaceRecord, Gathered, load_crops
 from adapt.generate import WorkerFactory, start_of
 from adapt.judge import judge, photographed_score, restore_all, scores_of
+from adapt.prior_setup import bank_start
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
 from adapt.seeds import generator_of, seed_of
@@ -132,7 +133,7 @@ def clean_bank(job: Job, sources: Tensor) -> Tensor:
         return job.clean.images[: max(settings.bank, 16) * 4].float()
     with job.narrator.stage("clean bank", settings.bank) as advance:
         seed = seed_of("bank", job.recipe.seed)
-        path = (settings.bank_start, settings.bank_calls)
+        path = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
         return make_bank(
             settings.bank, sources, path, job.workspace.root / "bank", factory(job), job.mapper, seed, advance
         )

@@ -102,9 +102,7 @@ def gate(
     for index in range(len(photo)):
         scores = {name: float(values[index]) for name, values in columns.items()}
         reason = _reason(scores, thresholds)
-        targets.append(
-            PseudoTarget(mean[index], candidates[0, index], confidence[index], scores, reason == "", reason)
-        )
+        targets.append(PseudoTarget(mean[index], candidates[0, index], confidence[index], scores, reason == "", reason))
     return targets
 
 

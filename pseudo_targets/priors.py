@@ -14,10 +14,17 @@ from pseudo_targets.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Condition:
-    """What steers the prior: the latent of the cleaned image `[B, C, h, w]` and the strength of the control."""
+    """What steers the prior.
+
+    Attributes:
+        latent: of the cleaned image, `[B, C, h, w]`.
+        strength: factor on the control's residuals.
+        context: embeddings of texts `[B, tokens, width]`; None is the prior's own, of the empty prompt.
+    """
 
     latent: Tensor
     strength: float = 1.0
+    context: Tensor | None = None
 
 
 class Fusion(nn.Module):
@@ -136,7 +143,8 @@ class LatentPrior(nn.Module):
 
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> Tensor:
         """Estimates x0 from `x_t` `[B, C, h, w]` at `timestep` `[B]`; unconditional without a condition."""
-        context = self.context.expand(len(x_t), -1, -1)
+        chosen = self.context if condition is None or condition.context is None else condition.context
+        context = chosen.expand(len(x_t), -1, -1)
         if condition is not None and self.fusion is not None:
             x_t, timestep, _ = self.fusion(x_t, timestep, condition.latent, self.schedule)
         unet = self.unet if condition is None or self.steered is None else self.steered
@@ -152,12 +160,14 @@ def denoiser_output(
     context: Tensor,
     condition: Condition | None,
 ) -> Tensor:
-    """One call of the UNet with the control's residuals added, in the UNet's own parameterisation.
+    """One call of the UNet with the control's residuals added, in the UNet's own parameterisation and type.
 
     Raises:
         ValueError: a condition was given to a prior without control.
     """
     timestep = timestep.to(x_t.device)
+    dtype = next(unet.parameters(), x_t).dtype
+    x_t, context = x_t.to(dtype), context.to(dtype)
     if condition is None:
         return unet(x_t, timestep, context).sample
     if control is None:
@@ -165,7 +175,7 @@ def denoiser_output(
             "this prior has no IRControlNet: it can draw faces but not restore photos; load one with control"
         )
     down, middle = control(
-        x_t, timestep, context, condition.latent, conditioning_scale=condition.strength, return_dict=False
+        x_t, timestep, context, condition.latent.to(dtype), conditioning_scale=condition.strength, return_dict=False
     )
     return unet(
         x_t, timestep, context, down_block_additional_residuals=down, mid_block_additional_residual=middle

@@ -37,6 +37,7 @@ def refine(
     trajectory: Trajectory,
     consistency: Sequence[Consistency],
     generators: Sequence[Generator],
+    context: Tensor | None = None,
 ) -> Tensor:
     """Regenerates the detail of cleaned images, one draw each (SDEdit from the restored image, DT-BFR, DiffBIR).
 
@@ -47,13 +48,14 @@ def refine(
         reference: `[B, 3, H, W]` in `[0, 1]`, the output of stage 1.
         consistency: corrections of the predicted x0, applied in order at the timesteps where they are active.
         generators: one CPU generator an image, so that the batch an image is in does not change its draw.
+        context: embeddings of texts `[B, tokens, width]`, or None for the prior's own.
 
     Returns:
         `[B, 3, H, W]` in `[0, 1]`.
     """
     latent = prior.encode(reference)
     target = Reference(latent, reference)
-    condition = Condition(latent, trajectory.strength) if trajectory.strength > 0 else None
+    condition = Condition(latent, trajectory.strength, context) if trajectory.strength > 0 else None
     x = prior.schedule.q_sample(latent, trajectory.start_timestep, _noise(latent, generators))
     x = denoise_with_consistency(prior, x, trajectory, condition, consistency, target, generators)
     carried = reference - prior.decode(latent)
@@ -61,7 +63,11 @@ def refine(
 
 
 def conditional_mean(
-    prior: Prior, reference: Tensor, strength: float = 1.0, consistency: Sequence[Consistency] = ()
+    prior: Prior,
+    reference: Tensor,
+    strength: float = 1.0,
+    consistency: Sequence[Consistency] = (),
+    context: Tensor | None = None,
 ) -> Tensor:
     """What the prior expects behind cleaned images, `[B, 3, H, W]` in `[0, 1]`: one call from the last timestep.
 
@@ -70,7 +76,7 @@ def conditional_mean(
     """
     trajectory = Trajectory(len(prior.schedule) - 1, 1, 0.0, strength)
     generators = [torch.Generator().manual_seed(0) for _ in reference]
-    return refine(prior, reference, trajectory, consistency, generators)
+    return refine(prior, reference, trajectory, consistency, generators, context)
 
 
 @torch.no_grad()

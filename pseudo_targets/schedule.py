@@ -291,6 +291,20 @@ def edm_sigmas(schedule: NoiseSchedule, calls: int) -> tuple[tuple[int, ...], Te
     return (*timesteps, 0), torch.cat([((1 - abar) / abar).sqrt(), torch.zeros(1, dtype=torch.float64)])
 
 
+def even_log_alphas(schedule: NoiseSchedule, calls: int, lowest: float = -5.1) -> tuple[tuple[float, ...], Tensor]:
+    """Descending continuous timesteps, evenly spaced, and log sqrt(abar) there, for DPM-Solver; `calls` + 1 of each.
+
+    Between timesteps log sqrt(abar) is interpolated linearly. Timesteps whose log(sqrt(abar) / sigma) is below `lowest`
+    are left out and the others stretched over their place, so that zero terminal signal leaves a finite start.
+    """
+    abar = schedule.alphas_cumprod.cpu()
+    kept = abar[(abar / (1 - abar)).log() / 2 >= lowest]
+    times = np.linspace(1, 1 / len(kept), calls + 1)
+    log_alphas = np.interp(times, np.arange(1, len(kept) + 1) / len(kept), kept.log().numpy() / 2)
+    timesteps = tuple(float(time - 1 / len(kept)) * len(schedule) for time in times)
+    return timesteps, torch.from_numpy(log_alphas)
+
+
 def descending_timesteps(start: int, calls: int) -> tuple[int, ...]:
     """`calls` timesteps from `start` down to 0, evenly spaced (few-step path); `(start,)` for one call."""
     if start < 0 or not 1 <= calls <= start + 1:
@@ -298,7 +312,7 @@ def descending_timesteps(start: int, calls: int) -> tuple[int, ...]:
     return tuple(round(start * (1 - k / max(calls - 1, 1))) for k in range(calls))
 
 
-def rescale_cfg(scale: float, timestep: int, steps: int = 1000) -> float:
+def rescale_cfg(scale: float, timestep: float, steps: int = 1000) -> float:
     """DiffBIR's schedule of the guidance scale: it rises late, from 1 at the noisy end to 1 + `scale` at timestep 0.
 
     Scales of 1 and below come back unchanged.

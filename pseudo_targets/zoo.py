@@ -26,14 +26,17 @@ PRIORS: dict[str, Callable[[], Prior]] = {
 }
 
 
-def load_cleaner(prior: str) -> Cleaner | None:
+def load_cleaner(prior: str, tile: int = 0) -> Cleaner | None:
     """The published stage 1 of a prior for faces; None for a prior that was published without one.
+
+    Args:
+        tile: side in pixels of the tiles it sees; 0 sees images whole.
 
     Raises:
         WeightsMissingError: its file is not on this machine.
         WeightsError: the file is damaged or another network's.
     """
-    return load_diffbir_cleaner(prior) if prior in CLEANERS else None
+    return load_diffbir_cleaner(prior, tile=tile) if prior in CLEANERS else None
 
 
 def load_prior(name: str) -> Prior:

@@ -26,15 +26,72 @@ class Faces(_Section):
     """More faces than this are not used, the first ones by content hash are."""
 
 
+Tile = Annotated[int, Field(ge=0, multiple_of=128)]
+
+
+class Tiles(_Section):
+    """Sides in pixels of square tiles that overlap by half; 0 sees the whole at once. Smaller ones take less memory."""
+
+    stage1: Tile = 0
+    """What DiffBIR's stage 1 sees at once."""
+    denoiser: Tile = 0
+    """What the denoiser sees at once, with sampler `diffbir`; its outputs are blended at every step."""
+    encode: Tile = 0
+    """What the autoencoder encodes at once. Its norms share what all tiles measure."""
+    decode: Tile = 0
+    """What the autoencoder decodes at once; guidance in `rgb` keeps the activations of one tile."""
+
+
+class Compute(_Section):
+    """How the prior is computed. `auto` values leave a CPU at full precision."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the denoiser; auto is bf16 on a GPU that computes in it."""
+    decoder: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the autoencoder's decoder, but for its last layer; auto is that of the denoiser. It encodes in fp32."""
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    """Memory order that convolutions of a GPU prefer; auto is yes there."""
+    compile: bool = False
+    """Compiles the denoiser with torch.compile: minutes once, then faster."""
+    offload: bool = False
+    """Keeps only the network in use on the device: text tower, stage 1, denoiser or autoencoder."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Compute:
+        if self.compile and self.offload:
+            raise ValueError("compile and offload are both on, expected one: what is compiled must stay where it is")
+        return self
+
+
+class Diffbir(_Section):
+    """What sampler `diffbir` has beside `calls`, `control_strength` and `guidance_scale`."""
+
+    solver: Literal["spaced", "ddim", "dpm++_2m", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"] = (
+        "edm_dpm++_3m_sde"
+    )
+    """The published choices: `spaced` with 50 calls for versions 1 and 2, `edm_dpm++_3m_sde` with 10 for 2.1."""
+    start: Literal["noise", "condition"] = "noise"
+    """Starts from noise, or from the noised latent of the stage 1 output (versions 1 and 2)."""
+    augmentation: Annotated[int, Field(ge=0, le=999)] = 0
+    """Timestep to which the condition is noised; higher invents more. Version 2.1 has learned up to 199."""
+    negative_prompt: str = ""
+    """What to lead away from."""
+    prompt_scale: Annotated[float, Field(ge=1)] = 1.0
+    """Classifier-free guidance; 1 is off, anything else takes a second evaluation each call."""
+    rescale: bool = False
+    """Lets that scale rise late, from 1 to 1 + `prompt_scale`."""
+
+
 class Generation(_Section):
     """Stage 1 and stage 2."""
 
     stage1: Literal["restorer", "removal"] = "restorer"
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal. That
     is DiffBIR's published one for faces (`adapt weights fetch swinir_face`) or else the embedded one."""
-    sampler: Literal["few_calls", "dt_bfr"] = "few_calls"
-    """Few calls with the constraint on each predicted clean image, or DT-BFR's released chain (ancestral, the prior's
-    learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning."""
+    sampler: Literal["few_calls", "dt_bfr", "diffbir"] = "few_calls"
+    """Few calls with the constraint on each predicted clean image; DT-BFR's released chain (ancestral, the prior's
+    learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning; or DiffBIR's own,
+    from noise, for its priors, for which `eta` and start timesteps have no meaning."""
     start: Literal["severity", "fixed"] = "severity"
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
     start_timesteps: tuple[int, ...] = (100, 200, 300)
@@ -63,13 +120,27 @@ class Generation(_Section):
     """Where guidance compares."""
     color_fix: Literal["none", "wavelet", "adain"] = "none"
     """Takes the colours of the stage 1 output after sampling."""
+    prompt: str = ""
+    """Words that steer a DiffBIR prior; needs the tokenizer's files in the cache."""
+    caption: str = ""
+    """Model id or folder of a transformers image-to-text model that describes each photo for the prompt; "" is none."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Faces denoised together; does not change the result."""
+    diffbir: Diffbir = Diffbir()
+    """Settings of sampler `diffbir`."""
+    tiles: Tiles = Tiles()
+    """For images whose activations do not fit."""
+    compute: Compute = Compute()
+    """Precision, compilation and placement of the prior."""
 
     @model_validator(mode="after")
     def _released(self) -> Generation:
         if self.sampler == "dt_bfr" and self.guidance_scale:
             raise ValueError(f"guidance_scale is {self.guidance_scale:g}, expected 0: sampler dt_bfr has no guidance")
+        if self.sampler != "diffbir" and self.tiles.denoiser:
+            raise ValueError(
+                f"tiles.denoiser is {self.tiles.denoiser}, expected 0: sampler {self.sampler} has no tiles"
+            )
         return self
 
 
@@ -102,7 +173,8 @@ class Camera(_Section):
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
     bank_start: Annotated[int, Field(ge=0)] = 999
-    """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep."""
+    """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep. DiffBIR's
+    priors know more than faces and start at 400 at most."""
 
 
 class Finetune(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -104,6 +105,17 @@ def put_files(folder: Path) -> None:
     """The two published files of version 2.1."""
     torch.save({"state_dict": base_state()}, folder / "sd2.1-base-zsnr-laionaes5.ckpt")
     torch.save(control_state(), folder / "DiffBIR_v2.1.pt")
+
+
+def put_vocabulary(folder: Path) -> None:
+    """The tokenizer's files: letters only."""
+    folder = folder / "tokenizer"
+    folder.mkdir()
+    letters = "abcdefghijklmnopqrstuvwxyz,"
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = dict(zip(words, range(len(words)), strict=True)) | {"<|startoftext|>": 62, "<|endoftext|>": 63}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
 def tiny_diffbir() -> LatentPrior:

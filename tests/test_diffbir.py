@@ -16,11 +16,12 @@ from pseudo_targets.diffbir.convert import ConversionError, convert_control, spl
 from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_text_tower, image_multiple
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
-from pseudo_targets.diffbir.sampling import Settings, SettingsError, pad_to_multiple, restore
-from pseudo_targets.diffbir.tiles import TilesError, windows
+from pseudo_targets.diffbir.sampling import Settings, SettingsError, restore
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
+from pseudo_targets.tiling import TilesError, windows
 from pseudo_targets.zoo import load_prior
 from tests.diffbir_files import TINY, base_state, control_state, put_files, whole_state
 from tests.tiny import blobs
@@ -209,7 +210,7 @@ def test_restore_pads_and_crops_and_follows_its_settings(tmp_path):
     negative = torch.randn(prior.context.shape, generator=torch.Generator().manual_seed(0))
     for settings in (Settings(steps=2, guidance=4.0), Settings(steps=2, guidance=4.0, rescale=True)):
         assert not torch.equal(plain, run(settings, negative=negative))
-    for changes in ({"strength": 0.5}, {"augmentation": 100}, {"tile": 4}, {"solver": "ddim"}):
+    for changes in ({"strength": 0.5}, {"augmentation": 100}, {"tile": 4}, {"solver": "ddim"}, {"solver": "dpm++_2m"}):
         assert not torch.equal(plain, run(Settings(steps=2, **changes)))
 
 

@@ -85,10 +85,42 @@ def test_recipes_are_frozen() -> None:
         Recipe().rounds = 3  # type: ignore[misc]
 
 
+def undocumented(section: type, path: str) -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        if not field.description:
+            found.append(f"{path}.{name}")
+        if hasattr(field.annotation, "model_fields"):
+            found += undocumented(field.annotation, f"{path}.{name}")
+    return found
+
+
 def test_every_field_is_documented() -> None:
-    for section in Recipe.model_fields.values():
-        fields = getattr(section.annotation, "model_fields", {})
-        assert all(field.description for field in fields.values())
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    sections = {name: section for name, section in sections.items() if hasattr(section, "model_fields")}
+    assert {"generation", "finetune"} <= sections.keys()
+    assert [fault for name, section in sections.items() for fault in undocumented(section, name)] == []
+
+
+def test_diffbir_is_the_published_recipe() -> None:
+    made = load_recipe("diffbir").generation
+    assert (made.sampler, made.diffbir.solver, made.calls) == ("diffbir", "edm_dpm++_3m_sde", 10)
+    assert (made.stage1, made.color_fix, made.filter, made.realism) == ("removal", "wavelet", "none", 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("generation.tiles.denoiser=512", "sampler few_calls has no tiles"),
+        ("generation.tiles.decode=100", "multiple of 128"),
+        ("generation.diffbir.prompt_scale=0.5", "greater than or equal to 1"),
+        ("generation.compute.precission=fp32", "did you mean 'precision'"),
+        ("generation.compute={compile: true, offload: true}", "expected one: what is compiled"),
+    ],
+)
+def test_settings_of_diffbir_are_checked(setting: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe("default", (setting,))
 
 
 def test_recipes_import_no_torch() -> None:

@@ -9,7 +9,7 @@
 | `diffbir-v2` | `v2-1_512-ema-pruned.ckpt` and `v2.pth` |
 | `diffbir-v1` | `v2-1_512-ema-pruned.ckpt` and `v1_face.pth`, or `face_full_v1.ckpt` alone |
 
-Stage 1 of each is in `cleaners`.
+Stage 1 of each is in `cleaners`. Prompts with words also need Stable Diffusion 2.1's `tokenizer` folder there.
 
 Each may also be a `.safetensors` file of the same stem. The first load converts them, which needs transformers and
 memory for the whole of them, and stores the result beside them; later loads need neither the files nor transformers.

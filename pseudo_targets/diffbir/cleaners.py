@@ -33,6 +33,7 @@ from pseudo_targets.downloads import (
     PublishedWeights,
 )
 from pseudo_targets.resize import pad_to_multiple
+from pseudo_targets.tiling import blended
 
 Content = Literal["faces", "photos", "noise"]
 CLEANERS: dict[str, dict[Content, PublishedWeights]] = {
@@ -52,7 +53,12 @@ class Cleaner(nn.Module):
         net: `[B, 3, H, W]` in `[0, 1]` -> `[B, 3, H * scale, W * scale]`.
         scale: how many times larger the network's output is.
         multiple: sides that the network takes; the image is continued in black below and on the right.
+
+    Attributes:
+        tile: side in pixels, as the network sees them, of tiles that overlap by half; 0 sees images whole.
     """
+
+    tile: int = 0
 
     def __init__(self, net: nn.Module, scale: int, multiple: int, name: str, licence: str, weights_sha256: str) -> None:
         super().__init__()
@@ -68,16 +74,22 @@ class Cleaner(nn.Module):
         """
         height, width = target = size or (image.shape[-2], image.shape[-1])
         if self.scale > 1:
-            return _resized(self.net(image), target)
+            return _resized(self._seen(image), target)
         image = pad_to_multiple(_resized(image, target), self.multiple)
-        return self.net(image)[..., :height, :width]
+        return self._seen(image)[..., :height, :width]
+
+    def _seen(self, image: Tensor) -> Tensor:
+        if not self.tile:
+            return self.net(image)
+        return blended(self.net, image, self.tile, self.tile // 2, up=self.scale)
 
 
-def load_diffbir_cleaner(name: str, content: Content = "faces", folder: Path | None = None) -> Cleaner:
+def load_diffbir_cleaner(name: str, content: Content = "faces", folder: Path | None = None, tile: int = 0) -> Cleaner:
     """Stage 1 of a version of `CLEANERS`, in float32, eval mode and frozen.
 
     Args:
         content: what it is to clean.
+        tile: as in `Cleaner`, a multiple of 64.
         folder: holds the file as published or under the same name as `.safetensors`; None is the folder of the prior's
             files, then that of `adapt weights`.
 
@@ -94,6 +106,7 @@ def load_diffbir_cleaner(name: str, content: Content = "faces", folder: Path | N
     if weights == SCUNET_PSNR:
         net = ReplicatePadded(net, MULTIPLE)
     cleaner = Cleaner(net, scale, multiple, weights.name, weights.licence, files.sha256_of(path))
+    cleaner.tile = tile
     return cleaner.eval().requires_grad_(False)
 
 

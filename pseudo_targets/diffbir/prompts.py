@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pseudo_targets.diffbir import files
 from pseudo_targets.diffbir.networks import Sizes
 from pseudo_targets.downloads import WeightsError
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
+
+
+def vocabulary_folder() -> Path:
+    """Where Stable Diffusion 2.1's `tokenizer` folder lies in the cache."""
+    return files.cache_folder() / "tokenizer"
 
 
 def empty_prompt(sizes: Sizes) -> Tensor:
@@ -36,11 +42,9 @@ def token_ids(prompts: Sequence[str], folder: Path, sizes: Sizes) -> Tensor:
     """
     if not any(prompts):
         return empty_prompt(sizes).expand(len(prompts), -1)
-    absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if absent:
-        raise WeightsError(
-            f"prompts need {' and '.join(absent)} in {folder}: copy the `tokenizer` folder of Stable Diffusion 2.1"
-        )
+    fault = missing_vocabulary(folder)
+    if fault:
+        raise WeightsError(fault)
     try:
         from transformers import CLIPTokenizer
     except ImportError as error:
@@ -49,6 +53,14 @@ def token_ids(prompts: Sequence[str], folder: Path, sizes: Sizes) -> Tensor:
     # Entities are resolved twice, as captions taken from web pages were when the tower was trained.
     words = [html.unescape(html.unescape(prompt)).strip() for prompt in prompts]
     return torch.cat([_framed(tokenizer(text, add_special_tokens=False)["input_ids"], sizes) for text in words])
+
+
+def missing_vocabulary(folder: Path) -> str:
+    """What to say when `folder` does not hold the tokenizer's files; "" when it does."""
+    absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if not absent:
+        return ""
+    return f"prompts need {' and '.join(absent)} in {folder}: copy the `tokenizer` folder of Stable Diffusion 2.1"
 
 
 @torch.no_grad()

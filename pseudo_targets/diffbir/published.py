@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pseudo_targets.checkpoints import read_checkpoint
-from pseudo_targets.diffbir import files
+from pseudo_targets.diffbir import files, networks
 from pseudo_targets.diffbir.convert import (
     Checkpoint,
     convert_autoencoder,
@@ -27,7 +27,6 @@ from pseudo_targets.diffbir.convert import (
     split_checkpoint,
 )
 from pseudo_targets.diffbir.networks import (
-    PUBLISHED,
     Sizes,
     build_autoencoder,
     build_control,
@@ -101,18 +100,18 @@ VERSIONS = {
 }
 
 
-def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes = PUBLISHED) -> LatentPrior:
+def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes | None = None) -> LatentPrior:
     """A version of `VERSIONS` with the empty prompt as its context, in float32, eval mode and frozen.
 
     Args:
         folder: holds the published files, each as published or under the same name as `.safetensors`; None is
             `files.cache_folder()`.
-        sizes: of the networks; smaller ones for tests.
+        sizes: of the networks; None is `networks.PUBLISHED`.
 
     Raises:
         WeightsError: files are missing, unreadable, or do not hold the tensors they should.
     """
-    version, place = VERSIONS[name], folder or files.cache_folder()
+    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or networks.PUBLISHED
     _ensure_converted(version, place, sizes)
     tensors, metadata = files.read_stored(_stored(version, place))
     digests = [fact["sha256"] for _, fact in sorted(json.loads(metadata["origin"]).items())]
@@ -133,13 +132,13 @@ def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes = PUBLISHED
     ).eval()
 
 
-def load_text_tower(name: str, folder: Path | None = None, sizes: Sizes = PUBLISHED) -> CLIPTextModel:
+def load_text_tower(name: str, folder: Path | None = None, sizes: Sizes | None = None) -> CLIPTextModel:
     """The text tower of a version, for prompts other than the empty one; frozen, in eval mode.
 
     Raises:
         WeightsError: as `load_diffbir`, or transformers is not installed.
     """
-    version, place = VERSIONS[name], folder or files.cache_folder()
+    version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or networks.PUBLISHED
     _ensure_converted(version, place, sizes)
     tensors, _ = files.read_stored(_stored(version, place, "text"))
     return _filled(build_text_tower(sizes), tensors, "")

@@ -5,22 +5,23 @@ The loop of this project is `pseudo_targets.sampling.refine`, which takes any pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pseudo_targets.consistency import Consistency, Reference
 from pseudo_targets.diffbir import solvers
-from pseudo_targets.diffbir.denoiser import Denoiser
+from pseudo_targets.diffbir.denoiser import Corrected, Denoiser
 from pseudo_targets.diffbir.solvers import Noise, Output
 from pseudo_targets.diffbir.tiles import TiledDenoiser
 from pseudo_targets.priors import Condition, LatentPrior
+from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule
 
-Solver = Literal["spaced", "ddim", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
+Solver = Literal["spaced", "ddim", "dpm++_2m", "edm_euler", "edm_heun", "edm_dpm++_2m", "edm_dpm++_3m_sde"]
 Start = Literal["noise", "condition"]
 
 
@@ -74,6 +75,7 @@ class Settings:
 _SOLVERS: dict[str, Callable[[Output, NoiseSchedule, Tensor, int, Noise], Tensor]] = {
     "spaced": solvers.spaced,
     "ddim": solvers.ddim,
+    "dpm++_2m": solvers.dpmpp_2m,
     "edm_euler": solvers.edm_euler,
     "edm_heun": solvers.edm_heun,
     "edm_dpm++_2m": solvers.edm_dpmpp_2m,
@@ -90,6 +92,7 @@ def restore(
     multiple: int = 64,
     positive: Tensor | None = None,
     negative: Tensor | None = None,
+    consistency: Sequence[Consistency] = (),
 ) -> Tensor:
     """Regenerates the detail of cleaned images, before the colour fix (Lin et al. 2024, section 3.3).
 
@@ -99,13 +102,16 @@ def restore(
             is one, and then at each step that adds noise.
         multiple: what the sides of the padded image are multiples of: `image_multiple`, or `image_patch` with tiles.
         positive: context `[1 or B, tokens, width]`; None is the prior's empty prompt.
-        negative: context to lead away from; None turns guidance off.
+        negative: context to lead away from; None turns guidance over the text off.
+        consistency: corrections of the predicted clean latent, such as restoration guidance.
 
     Returns:
         `[B, 3, H, W]`, about `[0, 1]`, not clamped.
     """
     schedule, last = prior.schedule, len(prior.schedule) - 1
-    latent = prior.encode(pad_to_multiple(clean, multiple))
+    image = pad_to_multiple(clean, multiple)
+    latent = prior.encode(image)
+    reference = Reference(latent, image)
     x = noise(latent)
     if settings.start == "condition":
         x = schedule.q_sample(latent, last, x)
@@ -120,11 +126,14 @@ def restore(
         settings.rescale,
     )
     output = TiledDenoiser(denoiser, settings.tile, settings.tile // 2).output if settings.tile else denoiser.output
-    x = _SOLVERS[settings.solver](output, schedule, x, settings.steps, noise)
+    corrected = Corrected(output, schedule, consistency, reference)
+    x = _SOLVERS[settings.solver](corrected, schedule, x, settings.steps, noise)
     return prior.decode(x)[..., : clean.shape[-2], : clean.shape[-1]]
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """`image` `[B, C, H, W]` with zeros added below and on the right until both sides are multiples of `multiple`."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
+def multiple_for(prior: LatentPrior, height: int, width: int, tile: int = 0) -> int:
+    """What the sides of an image are padded to: the autoencoder's patch where tiles fit, else what the UNet halves."""
+    patch = int(prior.codec.patch)  # type: ignore[attr-defined]
+    if tile and min(height, width) >= tile * patch:
+        return patch
+    return patch * 2 ** (len(prior.unet.config.block_out_channels) - 1)

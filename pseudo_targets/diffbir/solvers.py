@@ -13,9 +13,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pseudo_targets.schedule import NoiseSchedule, ddim_timesteps, edm_sigmas, respace, spaced_timesteps
+from pseudo_targets.schedule import (
+    NoiseSchedule,
+    ddim_timesteps,
+    edm_sigmas,
+    even_log_alphas,
+    respace,
+    spaced_timesteps,
+)
 
-Output = Callable[[Tensor, int], Tensor]
+Output = Callable[[Tensor, float], Tensor]
 Noise = Callable[[Tensor], Tensor]
 """Unit normal noise shaped like its argument."""
 Denoised = Callable[[Tensor, int], Tensor]
@@ -40,6 +47,35 @@ def ddim(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: 
         x0 = schedule.to_x0(output(x, timestep), x, timestep)
         x = schedule.ddim_step(x0, x, timestep, following)
     return x
+
+
+def dpmpp_2m(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: Noise) -> Tensor:
+    """DPM-Solver++ (2M) (Lu et al. 2022, algorithm 2) on even times; the last step is of first order and ends at 0.
+
+    Times are continuous, so the network is asked between timesteps. Levels of almost no signal are left out.
+    """
+    del noise
+    timesteps, log_alpha = even_log_alphas(schedule, steps)
+    alpha = log_alpha.exp()
+    sigma = (1 - alpha**2).sqrt()
+    lambdas = (alpha / sigma).log().tolist()
+    previous: Tensor | None = None
+    for i in range(steps):
+        x0 = _clean(schedule, output(x, timesteps[i]), x, float(alpha[i]), float(sigma[i]))
+        step = lambdas[i + 1] - lambdas[i]
+        estimate = x0
+        if previous is not None and i + 1 < steps:
+            estimate = x0 + (x0 - previous) * step / (2 * (lambdas[i] - lambdas[i - 1]))
+        x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1]) * math.expm1(-step) * estimate
+        previous = x0
+    return x
+
+
+def _clean(schedule: NoiseSchedule, answer: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """The clean latent at a level between timesteps."""
+    if schedule.prediction_type == "epsilon":
+        return (x - sigma * answer) / alpha
+    return alpha * x - sigma * answer if schedule.prediction_type == "v_prediction" else answer
 
 
 def edm_euler(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: Noise) -> Tensor:

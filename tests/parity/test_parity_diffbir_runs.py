@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from pseudo_targets.color_fix import wavelet_color_fix
+from pseudo_targets.consistency import Reference, RestorationGuidance
 from pseudo_targets.diffbir import solvers
-from pseudo_targets.diffbir.denoiser import Denoiser
+from pseudo_targets.diffbir.denoiser import Corrected, Denoiser
 from pseudo_targets.diffbir.networks import image_multiple
-from pseudo_targets.diffbir.sampling import Settings, pad_to_multiple, restore
+from pseudo_targets.diffbir.sampling import Settings, restore
 from pseudo_targets.priors import Condition
+from pseudo_targets.resize import pad_to_multiple
+from pseudo_targets.schedule import respace, spaced_timesteps
 from tests.parity.parity_files import arrays, config, names, needs_fixtures, relative, tensors
 from tests.parity.tiny_diffbir import Replay, tiny_prior, tiny_sizes
 
@@ -18,7 +21,10 @@ pytestmark = needs_fixtures
 
 FINAL = {
     "v1v2_eps_ddim5": solvers.ddim,
+    "v1v2_eps_dpmpp_m2_5": solvers.dpmpp_2m,
+    "v1v2_eps_edm_euler_5": solvers.edm_euler,
     "v21_v_ddim5": solvers.ddim,
+    "v21_v_dpmpp_m2_5": solvers.dpmpp_2m,
     "v21_v_edm_euler_5": solvers.edm_euler,
     "v21_v_edm_heun_5": solvers.edm_heun,
     "v21_v_edm_dpm++_2m_5": solvers.edm_dpmpp_2m,
@@ -64,6 +70,28 @@ def test_spaced_run(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in names("guided_*") if "rgb" in name])
+def test_guided_run(name: str) -> None:
+    run, inputs, network = tensors(name), tensors("diffbir_traj_inputs"), denoiser("v1v2")
+    prior, steps = network.prior, len(run["timesteps"])
+    guidance = RestorationGuidance(
+        prior.decode,
+        float(run["g_scale"]),
+        loss="wmse" if "wmse" in name else "mse",
+        start=int(run["t_start"]),
+        stop=int(run["t_stop"]),
+        repeat=int(run["repeat"]),
+        chain=respace(prior.schedule, spaced_timesteps(len(prior.schedule), [steps])),
+    )
+    reference = Reference(inputs["c_img"], inputs["image01"])
+    guided = Corrected(network.output, prior.schedule, (guidance,), reference)
+    noise = Replay(torch.stack([run[key] for key in sorted(run) if key.startswith("noise_")]))
+    final = solvers.spaced(guided, prior.schedule, inputs["x_T"], steps, noise)
+    assert relative(final, run["z_final"]) < 1e-4
+    assert noise.used_up
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", sorted(FINAL))
 def test_final_latents_of_other_solvers(name: str) -> None:
     recorded = tensors("samplers_final")
@@ -72,16 +100,28 @@ def test_final_latents_of_other_solvers(name: str) -> None:
     network = denoiser("v21" if name.startswith("v21") else "v1v2")
     start = tensors("diffbir_traj_inputs")["x_T"]
     final = FINAL[name](network.output, network.prior.schedule, start, 5, torch.zeros_like)
-    assert relative(final, recorded[name]) < 1e-3
+    # Heun's corrections at these random networks grow to 60 times the start; the fixtures allow 1e-3.
+    assert relative(final, recorded[name]) < (1e-3 if "heun" in name else 1e-4)
 
 
 @torch.no_grad()
 def test_the_stochastic_solver_of_third_order() -> None:
     run, network = tensors("sampler_edm_dpmpp_3m_sde"), denoiser("v21", rescale=True)
     noise, start = Replay(run["noises"]), tensors("diffbir_traj_inputs")["x_T"]
-    steps = len(run["sigmas"]) - 1
-    final = solvers.edm_dpmpp_3m_sde(network.output, network.prior.schedule, start, steps, noise)
-    assert relative(final, run["z_final"]) < 1e-3
+    steps, before, denoised = len(run["sigmas"]) - 1, [], []
+
+    def output(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        variance = 1 + run["sigmas"][len(before)].double() ** 2
+        answer = network.output(x, timestep)
+        before.append((x * variance.sqrt()).float())
+        denoised.append(((x - (variance - 1).sqrt() * answer) / variance.sqrt()).float())
+        return answer
+
+    final = solvers.edm_dpmpp_3m_sde(output, network.prior.schedule, start, steps, noise)
+    for name, ours in (("x_before_step", before), ("denoised", denoised)):
+        for found, expected in zip(ours, run[name], strict=True):
+            assert relative(found, expected) < 1e-4
+    assert relative(final, run["z_final"]) < 1e-4
     assert noise.used_up
 
 

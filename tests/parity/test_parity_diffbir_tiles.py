@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pseudo_targets.diffbir import solvers
 from pseudo_targets.diffbir.denoiser import Denoiser
-from pseudo_targets.diffbir.tiles import TiledDenoiser, gaussian_weights, windows
+from pseudo_targets.diffbir.tiles import TiledDenoiser
 from pseudo_targets.priors import Condition
+from pseudo_targets.tiling import blended, gaussian_weights, windows
 from tests.parity.parity_files import absolute, config, needs_fixtures, relative, tensors
 from tests.parity.tiny_diffbir import Replay, tiny_prior
 
@@ -61,3 +63,12 @@ def test_a_tiled_run() -> None:
     final = solvers.spaced(tiles.output, schedule, recorded["tile_x"], len(recorded["noises"]), noise)
     assert relative(final, recorded["tiled_spaced3_z_final"]) < 1e-4
     assert noise.used_up
+
+
+def test_a_function_that_enlarges() -> None:
+    recorded = tensors("tiling_io")
+
+    def toy(tile: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(tile, scale_factor=2, mode="nearest") + 0.1 * tile.mean()
+
+    assert relative(blended(toy, recorded["up2_in"], 8, 6, up=2), recorded["up2_out"]) < 1e-6

@@ -74,6 +74,8 @@ def test_guided_run(name: str) -> None:
             latent = vae.encode(image, next(noises)) if guidance.space == "latent" else x0
             reference = Reference(latent, image)
             assert first_loss(guidance, x0, reference) == pytest.approx(next(losses), rel=1e-4)
+            if "delta_pred" in run:
+                assert relative(guidance.shift(x0, reference), run["delta_pred"][step]) < 1e-4
             for _ in range(guidance.repeat - 1):
                 next(losses)
             x0 = guidance(x0, reference, timestep)

@@ -1,0 +1,175 @@
+"""Whole photos restored by a DiffBIR prior itself, as its authors publish it: faces, and what is around them.
+
+    python -m adapt.prior_photos old/*.jpg --prior diffbir-v2.1 --output restored/
+    python -m adapt.prior_photos small.png --prior diffbir-v2 --upscale 4 --set generation.tiles.denoiser=512
+
+Slow, and what it draws is a guess; a restorer fitted with `adapt --inputs` is what serves. It takes the settings of a
+recipe's `generation` (default: recipe `diffbir`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.errors import AdaptError, UsageError
+from adapt.faces import FaceFinder, align, load_finder, paste_back
+from adapt.generate import recoloured
+from adapt.photos import printable
+from adapt.prior_setup import PriorTexts, faults_of, placed, sampled_as_diffbir, texts_for
+from adapt.restore import RestoreSummary, restore_photos
+from adapt.seeds import generator_of
+from adapt.training import choose_device
+from pseudo_targets.diffbir.cleaners import Cleaner, load_diffbir_cleaner
+from pseudo_targets.downloads import WeightsError
+from pseudo_targets.priors import Prior
+from pseudo_targets.resize import resize_short_edge
+from pseudo_targets.zoo import UnknownPriorError, load_prior
+from recipes.load import RecipeError, load_recipe
+from recipes.schema import Generation
+
+
+@dataclass(frozen=True, eq=False)
+class PriorRestorer:
+    """Photo `[1, 3, H, W]` in `[0, 1]` -> `[1, 3, H * upscale, W * upscale]` in `[0, 1]`.
+
+    The photo is brought to a short side of at least the prior's resolution and cleaned and refined as a whole; each
+    face in it is then cut out at that resolution, cleaned by the network for faces, refined, and put back.
+
+    Attributes:
+        faces: stage 1 of faces.
+        rest: stage 1 of whole photos; None restores a photo that is one aligned face.
+        finder: finds faces; None where there is nothing to find.
+        texts: what steers beside the photo, or None.
+        seed: start of every draw; the same photo gives the same result.
+    """
+
+    prior: Prior
+    settings: Generation
+    faces: Cleaner
+    rest: Cleaner | None
+    finder: FaceFinder | None
+    device: torch.device
+    texts: PriorTexts | None = None
+    upscale: float = 1.0
+    seed: int = 0
+    multiple_of: int = 1
+
+    @torch.no_grad()
+    def __call__(self, photo: Tensor) -> Tensor:
+        height, width = (round(side * self.upscale) for side in photo.shape[-2:])
+        large = _resized(photo, height, width).clamp(0, 1)
+        if min(height, width) < self.prior.resolution:
+            large = resize_short_edge(large, self.prior.resolution).clamp(0, 1)
+        if self.rest is None:
+            return _resized(self.refined(self.cleaned(self.faces, large), large, 0), height, width).clamp(0, 1)
+        size = (large.shape[-2], large.shape[-1])
+        # A cleaner that enlarges is to see the photo as it is.
+        result = self.refined(self.cleaned(self.rest, photo, size), large, 0)
+        for face in [] if self.finder is None else self.finder.find(large):
+            crop = align(large, face, self.prior.resolution)
+            result = paste_back(result, self.refined(self.cleaned(self.faces, crop), crop, face.index + 1), face)
+        return _resized(result, height, width).clamp(0, 1)
+
+    def cleaned(self, cleaner: Cleaner, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Stage 1, on the CPU."""
+        return cleaner(image.to(self.device), size).clamp(0, 1).cpu()
+
+    def refined(self, clean: Tensor, photo: Tensor, number: int) -> Tensor:
+        """Stage 2 and colour fix, on the CPU; `number` tells the draws of one photo apart."""
+        clean = clean.to(self.device)
+        positive = None if self.texts is None else self.texts.positive(photo)
+        negative = None if self.texts is None else self.texts.negative()
+        generators = [generator_of("photo", self.seed, number)]
+        drawn = sampled_as_diffbir(self.prior, clean, self.settings, generators, positive, negative)
+        return recoloured(drawn, clean, self.settings).cpu()
+
+
+def load_prior_restorer(
+    name: str, settings: Generation, device: torch.device, aligned: bool = False, upscale: float = 1.0, seed: int = 0
+) -> PriorRestorer:
+    """A DiffBIR prior with its published stages 1.
+
+    Raises:
+        UsageError: it is no DiffBIR prior, its files are not there, or a setting does not fit; each is named.
+    """
+    faults = faults_of(name, settings.model_copy(update={"sampler": "diffbir"}))
+    if not 0 < upscale <= 16:
+        faults.append(f"--upscale {upscale:g}: expected more than 0 and at most 16")
+    if faults:
+        raise UsageError("; ".join(faults))
+    try:
+        loaded = load_prior(name)
+        tile = settings.tiles.stage1
+        faces = load_diffbir_cleaner(name, "faces", tile=tile)
+        rest = None if aligned else load_diffbir_cleaner(name, "photos", tile=tile).to(device)
+    except (UnknownPriorError, WeightsError) as error:
+        raise UsageError(f"--prior: {error}") from error
+    prior, _ = placed(loaded, None, settings, device)
+    texts = texts_for(name, settings, device)
+    finder = None if aligned else load_finder()
+    return PriorRestorer(prior, settings, faces.to(device), rest, finder, device, texts, upscale, seed)
+
+
+def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
+    """The command of this module, with its arguments.
+
+    Raises:
+        UsageError: it cannot be carried out as given.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m adapt.prior_photos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
+    parser.add_argument("--prior", required=True, metavar="NAME", help="diffbir-v1, diffbir-v2 or diffbir-v2.1")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
+    parser.add_argument("--recipe", default="diffbir", metavar="NAME", help="preset or YAML file (default: diffbir)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
+    parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
+    parser.add_argument("--upscale", type=float, default=1.0, help="how many times larger the result is (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options = parser.parse_args(given)
+    try:
+        # This module has no other sampler.
+        recipe = load_recipe(options.recipe, ("generation.sampler=diffbir", *options.set))
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    device = choose_device(options.device)
+    restorer = load_prior_restorer(
+        options.prior, recipe.generation, device, options.aligned, options.upscale, options.seed
+    )
+    return restore_photos(options.photos, restorer, options.output, None, aligned=True)
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True)
+
+
+def main() -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        summary = restore_with_prior(sys.argv[1:])
+    except UsageError as error:
+        print(f"adapt: {error}", file=sys.stderr)
+        return 2
+    except AdaptError as error:
+        print(f"adapt: {error}", file=sys.stderr)
+        return 1
+    for photo, reason in summary.failed:
+        print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
+    print(f"restored {len(summary.restored)} photos")
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
