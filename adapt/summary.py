@@ -38,7 +38,15 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     with job.narrator.stage("export and report", 1) as advance:
         spec = adapted.restorer.spec
         save_restorer(adapted.restorer, files["restorer.safetensors"])
-        export_onnx(adapted.restorer.module, files["restorer.onnx"], spec.multiple_of, spec.minimum)
+        export_onnx(
+            adapted.restorer.module,
+            files["restorer.onnx"],
+            spec.multiple_of,
+            spec.minimum,
+            name=spec.name,
+            licence=spec.licence,
+            tiles=adapted.restorer.tiles,
+        )
         write_jsonl(job.workspace.manifest, manifest_rows(job, adapted))
         summary = summarise(job, adapted, inputs, command, seconds)
         write_model_card(summary, files["model_card.md"])
@@ -188,11 +196,24 @@ def _tone_words(camera: LearnedCamera) -> str:
 
 def _licences(job: Job) -> dict[str, str]:
     spec, prior = job.restorer.spec, load_prior(job.prior)
-    remark = "" if spec.commercial else " (no commercial use; so is what you adapted)"
-    return {
-        f"restorer {spec.name}": spec.licence + remark,
-        f"prior {job.prior}": prior.licence + (" (no commercial use)" if is_non_commercial(prior.licence) else ""),
+    parts = {
+        f"restorer {spec.name}": (spec.licence, not spec.commercial),
+        f"prior {job.prior}": (prior.licence, is_non_commercial(prior.licence)),
     }
+    lines = {name: licence + (" (no commercial use)" if forbids else "") for name, (licence, forbids) in parts.items()}
+    return {**lines, "what you adapted": consequence(parts)}
+
+
+def consequence(parts: dict[str, tuple[str, bool]]) -> str:
+    """What the licences of a run's parts, each with whether it forbids commercial use, mean for its result."""
+    forbidding = [name for name, (_, forbids) in parts.items() if forbids]
+    restricting = [name for name, (licence, _) in parts.items() if "openrail" in licence.lower()]
+    words = []
+    if forbidding:
+        words.append(f"no commercial use, because of {' and '.join(forbidding)}")
+    if restricting:
+        words.append(f"the use restrictions of OpenRAIL, which {' and '.join(restricting)} came under, must be kept")
+    return "; ".join(words) or "no restriction beyond the licences above"
 
 
 def _title(face: FaceRecord) -> str:
