@@ -109,7 +109,9 @@ def square_to_matrix(square: Tensor, size: int) -> Tensor:
     scale = torch.exp(log_side) / size
     c, s = scale * torch.cos(angle), scale * torch.sin(angle)
     half = (size - 1) / 2
-    return torch.stack([torch.stack([c, -s, x - half * (c - s)], -1), torch.stack([s, c, y - half * (s + c)], -1)], -2)
+    return torch.stack(
+        [torch.stack([c, -s, x - half * (c - s)], -1), torch.stack([s, c, y - half * (s + c)], -1)], -2
+    )
 
 
 def overlap(squares: Tensor) -> Tensor:

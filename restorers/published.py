@@ -57,8 +57,8 @@ class PublishedRestorer(nn.Module):
         if self.side is None:
             restored = self.call(self.net, image)
             return restored if self.shrink == 1 else F.avg_pool2d(restored, self.shrink)
-        inner = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
-        restored = self.call(self.net, inner)
+        inner = F.interpolate(image.float().contiguous(), (self.side, self.side), mode="bilinear", antialias=True)
+        restored = self.call(self.net, inner).float()  # this filter knows no half precision on a CPU
         return F.interpolate(restored, image.shape[-2:], mode="bilinear", antialias=True)
 
 
@@ -156,6 +156,14 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         tiles=side is None and found.tiling.name == "SUPPORTED",
         trains=trains,
     )
+
+
+def stored_state(module: PublishedRestorer) -> dict[str, Tensor]:
+    """The tensors of the network under the names of published files, by which `build` and spandrel recognise it."""
+    state = module.net.state_dict()
+    if getattr(module.net, "start_unshuffle", 1) > 1:  # SwinIR; the names tell that its first layer unshuffles
+        state = {name.replace("conv_first.", "conv_first.1."): tensor for name, tensor in state.items()}
+    return state
 
 
 def has_extra() -> bool:

@@ -235,11 +235,11 @@ def save_restorer(restorer: LoadedRestorer, path: Path) -> None:
 
     `load_file` gives the same network and the same licence back.
     """
-    from restorers.published import PublishedRestorer
+    from restorers.published import PublishedRestorer, stored_state
 
     module, spec = restorer.module, restorer.spec
-    inner = module.net if isinstance(module, PublishedRestorer) else module
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
+    state = stored_state(module) if isinstance(module, PublishedRestorer) else module.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
         "format": "pt",
         "name": spec.name,
