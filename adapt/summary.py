@@ -25,7 +25,7 @@ from adapt.workspace import write_jsonl
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.zoo import load_prior
 from recipes.load import dump_recipe
-from restorers.export import export_onnx
+from restorers.export import ExportError, export_onnx
 from restorers.zoo import is_non_commercial, save_restorer
 
 SHOWN = 12  # examples of each kind in the report
@@ -38,15 +38,18 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     with job.narrator.stage("export and report", 1) as advance:
         spec = adapted.restorer.spec
         save_restorer(adapted.restorer, files["restorer.safetensors"])
-        export_onnx(
-            adapted.restorer.module,
-            files["restorer.onnx"],
-            spec.multiple_of,
-            spec.minimum,
-            name=spec.name,
-            licence=spec.licence,
-            tiles=adapted.restorer.tiles,
-        )
+        try:
+            export_onnx(
+                adapted.restorer.module,
+                files["restorer.onnx"],
+                spec.multiple_of,
+                spec.minimum,
+                name=spec.name,
+                licence=spec.licence,
+                tiles=adapted.restorer.tiles,
+            )
+        except ExportError as error:  # the weights serve all the same
+            job.narrator.say(f"no restorer.onnx: {error}")
         write_jsonl(job.workspace.manifest, manifest_rows(job, adapted))
         summary = summarise(job, adapted, inputs, command, seconds)
         write_model_card(summary, files["model_card.md"])
@@ -56,7 +59,8 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
         for path in (files["report.html"], files["model_card.md"], job.workspace.manifest, grid):
             job.tracker.artifact(path)
         job.tracker.model(files["restorer.safetensors"])
-        job.tracker.model(files["restorer.onnx"])
+        if files["restorer.onnx"].is_file():
+            job.tracker.model(files["restorer.onnx"])
         advance(1)
     return summary
 
@@ -65,6 +69,7 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
     """Collects what report and model card say."""
     gathered, root = job.gathered, job.workspace.root
     accepted, rejected = _target_examples(job, adapted)
+    onnx = root / "restorer.onnx"
     return RunSummary(
         inputs=inputs,
         command=command,
@@ -86,7 +91,7 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
         seconds=seconds,
         adapted=any(report.judgement.accepted for report in adapted.rounds),
         distance_to_base=distance(job.restorer.module, adapted.restorer.module),
-        files={"restorer": root / "restorer.safetensors", "onnx": root / "restorer.onnx"},
+        files={"restorer": root / "restorer.safetensors"} | ({"onnx": onnx} if onnx.is_file() else {}),
     )
 
 
