@@ -26,9 +26,9 @@ CUT_FROM_THE_IMAGE = ("femasr",)
 UNUSED = ("attn.0.norm2", "attn_1.norm2")
 """Weights that RestoreFormer's published layout holds and its network does not use."""
 NOT_EXPORTED = {
-    "scunet": "its ONNX file does not pass the parity check",
-    "gfpgan-v1.4": "one convolution group an image: torch exports it for a fixed batch only",
-    "restoreformer": "the nearest entry of its dictionary differs between torch and onnxruntime",
+    "scunet": "fails; the cause is not known yet",
+    "gfpgan-v1.4": "one convolution group an image: the exporter takes no dynamic number of groups",
+    "restoreformer": "differs from torch by 0.09; the cause is not known yet",
     "codeformer": "not tried yet",
     "femasr": "not tried yet",
 }
