@@ -30,7 +30,7 @@ from pseudo_targets.embedded import load_quality
 from pseudo_targets.zoo import UnknownPriorError, load_cleaner, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe
-from restorers.zoo import LoadedRestorer, ZooError, load_restorer
+from restorers.zoo import LoadedRestorer, ZooError, at_input_size, load_restorer
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class JobOptions:
     aligned: bool = False
     clean: Path | None = None
     restorer: str = "compact"
+    non_commercial: bool = False
     prior: str = "mini"
     tracking_uri: str | None = None
     tracking: bool = True
@@ -156,9 +157,7 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     except RecipeError as error:
         faults.append(str(error))
     try:
-        restorer = load_restorer(options.restorer)
-        if restorer.spec.scale != 1:
-            faults.append(f"--restorer {options.restorer}: scale {restorer.spec.scale}, expected 1 (a face restorer)")
+        restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
     except ZooError as error:
         faults.append(f"--restorer: {error}")
     try:

@@ -165,7 +165,9 @@ def _is_due(step: int, steps: int, log_every: int) -> bool:
 def _prepare(
     module: nn.Module, plan: TrainingPlan, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    net = copy.deepcopy(module).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    net = copy.deepcopy(module).train()
+    if all(parameter.ndim < 5 for parameter in net.parameters()):  # StyleGAN's weights of rank 5 refuse
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
     return accelerator.prepare(net, optimizer)

@@ -31,7 +31,7 @@ class Generation(_Section):
 
     stage1: Literal["restorer", "removal"] = "restorer"
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal. That
-    is DiffBIR's published one for faces (`adapt weights fetch swinir_face`) or else the embedded one."""
+    is DiffBIR's published one for faces (`adapt weights fetch swinir-face`) or else the embedded one."""
     sampler: Literal["few_calls", "dt_bfr"] = "few_calls"
     """Few calls with the constraint on each predicted clean image, or DT-BFR's released chain (ancestral, the prior's
     learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning."""
