@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from adapt.dataset import Lessons, draw_batch
 from adapt.losses import Adversary, Features, perceptual_loss, pixel_loss
 from adapt.seeds import seed_of
-from adapt.training import OnStep, Trained, TrainingPlan, train
+from adapt.training import OnStep, Trained, TrainingPlan, layout_of, train
 from recipes.schema import Finetune
 
 
@@ -37,14 +37,14 @@ def finetune(
         seed=seed,
         save_seconds=15.0,
     )
-    adversary = None
+    adversary, layout = None, layout_of(module)
     if settings.adversarial:
         adversary = Adversary(accelerator.device, settings.learning_rate, seed_of("adversary", seed))
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(accelerator.device.type, enabled=False):
             batch = draw_batch(lessons, settings, generator)
-        restored = net(batch.lq.contiguous(memory_format=torch.channels_last)).float()
+        restored = net(batch.lq.contiguous(memory_format=layout)).float()
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:
             terms["perceptual"] = settings.perceptual * perceptual_loss(restored, batch.sharp, features)

@@ -158,6 +158,10 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
         faults.append(str(error))
     try:
         restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
+        if recipe is not None and recipe.finetune.precision == "fp16" and not restorer.spec.half:
+            faults.append(
+                f"finetune.precision fp16: {restorer.spec.name} is not known to be safe in it, expected bf16 or no"
+            )
     except ZooError as error:
         faults.append(f"--restorer: {error}")
     try:

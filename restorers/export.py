@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restorers.files import atomic_file
+from restorers.rewrites import exportable
 
 TOLERANCE = 1e-4  # far below half a grey level of 8 bits (2e-3)
 INPUT, OUTPUT = "image", "restored"
@@ -90,7 +91,7 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
     axes: dict[int, Any] = {0: batch, 2: multiple_of * height, 3: multiple_of * width}
     try:
         program = torch.onnx.export(
-            module,
+            exportable(module),
             (example,),
             dynamo=True,
             input_names=[INPUT],

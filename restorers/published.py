@@ -30,6 +30,7 @@ class PublishedNet:
     multiple_of: int
     minimum: int
     tiles: bool
+    half: bool
     trains: tuple[str, ...]
 
 
@@ -102,7 +103,12 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 UNSUPPORTED_CALLS = frozenset({"DRUNet", "DnCNN", "IPT", "RetinexFormer"})
 """Architectures whose call needs more than an image (a noise level, a task) or works for one image only."""
 
+MULTIPLES = {"SCUNet": 64}
+"""Multiples of the sides where spandrel states none because the network pads by itself, which no export can follow."""
+
 FIXED_SIDE = {"GFPGAN": 512, "RestoreFormer": 512, "CodeFormer": 512}
+SMALLEST = 32
+"""Smallest side in pixels of an image for the networks of `FIXED_SIDE`; there is no face in less."""
 
 TRAINS: dict[str, tuple[str, ...]] = {
     # The StyleGAN2 prior stays, as in the authors' own training; `toRGB` is not part of the result.
@@ -146,15 +152,17 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         raise PublishedError(f"{architecture} needs more than an image as its input and is not supported")
     side, trains = FIXED_SIDE.get(architecture), TRAINS.get(architecture, ())
     sizes = found.size_requirements
+    multiple_of = MULTIPLES.get(architecture, sizes.multiple_of)
     for name, parameter in found.model.named_parameters():
         parameter.requires_grad_(not trains or name.split(".")[0] in trains)
     return PublishedNet(
         module=PublishedRestorer(found.model, CALLS.get(architecture, _call_plain), side).eval(),
         architecture=architecture,
         scale=found.scale,
-        multiple_of=1 if side else sizes.multiple_of,
-        minimum=1 if side else max(sizes.minimum, sizes.multiple_of),
+        multiple_of=1 if side else multiple_of,
+        minimum=SMALLEST if side else max(sizes.minimum, multiple_of),
         tiles=side is None and found.tiling.name == "SUPPORTED",
+        half=found.supports_half,
         trains=trains,
     )
 

@@ -18,6 +18,7 @@ class RestorerSpec:
         source: where the weights come from.
         sha256: hash of the weights file, or "" when it is computed on first load.
         commercial: False when the licence forbids commercial use; the report then says so.
+        half: False when the network is not known to be safe in float16; bfloat16 is safe for all.
         trains: the network's top-level modules that train; empty when all of them do.
     """
 
@@ -29,4 +30,5 @@ class RestorerSpec:
     source: str
     sha256: str = ""
     commercial: bool = True
+    half: bool = True
     trains: tuple[str, ...] = ()

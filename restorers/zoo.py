@@ -224,6 +224,7 @@ def _loaded(net: PublishedNet, facts: dict[str, str], sha256: str, commercial: b
         and facts.get("commercial") != "no"
         and net.architecture not in EXTRA
         and not is_non_commercial(licence),
+        half=net.half,
         trains=net.trains,
     )
     loaded = LoadedRestorer(net.module, spec, net.tiles)
