@@ -48,7 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     command = commands.get(given[0]) if given else None
     try:
-        return command(given[1:]) if command else adapt_command(given)
+        try:
+            return command(given[1:]) if command else adapt_command(given)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return 1
     except UsageError as error:
         return _failed(error, 2)
     except AdaptError as error:

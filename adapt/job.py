@@ -255,9 +255,10 @@ def _tracker(options: JobOptions, workspace: Workspace, uri: str) -> Tracker:
 def _ending(workspace: Workspace) -> str:
     record = json.loads(workspace.done.read_text(encoding="utf-8"))
     unchanged = "adaptation does not help here: the restorer is unchanged"
+    onnx = " (and .onnx)" if (workspace.root / "restorer.onnx").is_file() else ""
     lines = [
         "the restorer was adapted to this camera" if record["adapted"] else unchanged,
-        f"restorer: {workspace.root / 'restorer.safetensors'} (and .onnx)",
+        f"restorer: {workspace.root / 'restorer.safetensors'}{onnx}",
         f"report: {(workspace.root / 'report.html').resolve()}",
     ]
     if record["tracking_uri"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restorers import published, zoo
 from restorers.zoo import LoadedRestorer
@@ -123,6 +123,17 @@ NETS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
 """Name -> how its network is built, and the key its file keeps the tensors under."""
 
 
+def published_state(net: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `net` under their published names; those that are zero at the start of training made random."""
+    for parameter in net.parameters():
+        if not parameter.any():  # what follows it would do nothing
+            nn.init.normal_(parameter, std=0.1)
+    state = net.state_dict()
+    if getattr(net, "start_unshuffle", 1) > 1:  # SwinIR: unshuffling is the first half of that layer in its files
+        state = {key.replace("conv_first.", "conv_first.1."): value for key, value in state.items()}
+    return state
+
+
 def laid_down(name: str, cache: Path, patch: pytest.MonkeyPatch) -> LoadedRestorer:
     """Puts a random network into `cache` as the file of the restorer `name` and loads it by that name.
 
@@ -143,13 +154,7 @@ def laid_down(name: str, cache: Path, patch: pytest.MonkeyPatch) -> LoadedRestor
     patch.setitem(zoo.RESTORERS, name, partial(loader.func, dataclasses.replace(weights, sha256="unknown"), *expected))
     torch.manual_seed(0)
     build, wrapper = NETS[name]
-    net = build()
-    for parameter in net.parameters():
-        if not parameter.any():  # zero at the start of training: what follows it would do nothing
-            nn.init.normal_(parameter, std=0.1)
-    state = net.state_dict()
-    if name.startswith("swinir"):  # unshuffling is the first half of that layer in the published files
-        state = {key.replace("conv_first.", "conv_first.1."): value for key, value in state.items()}
+    state = published_state(build())
     (cache / "weights").mkdir(parents=True, exist_ok=True)
     torch.save({wrapper: state} if wrapper else state, cache / "weights" / weights.file)
     return zoo.load_restorer(name, non_commercial=True)
