@@ -30,6 +30,7 @@ from pseudo_targets.embedded import load_quality
 from pseudo_targets.zoo import UnknownPriorError, load_cleaner, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe
+from restorers.codes import chooses_codes
 from restorers.zoo import LoadedRestorer, ZooError, at_input_size, load_restorer
 
 
@@ -158,10 +159,7 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
         faults.append(str(error))
     try:
         restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
-        if recipe is not None and recipe.finetune.precision == "fp16" and not restorer.spec.half:
-            faults.append(
-                f"finetune.precision fp16: {restorer.spec.name} is not known to be safe in it, expected bf16 or no"
-            )
+        faults += [] if recipe is None else _unfit(recipe, restorer)
     except ZooError as error:
         faults.append(f"--restorer: {error}")
     try:
@@ -186,6 +184,18 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     if faults or recipe is None or restorer is None:
         raise UsageError("; ".join(faults))
     return recipe, restorer
+
+
+def _unfit(recipe: Recipe, restorer: LoadedRestorer) -> list[str]:
+    """What the recipe asks of the restorer and it cannot do."""
+    settings, name, faults = recipe.finetune, restorer.spec.name, []
+    if settings.precision == "fp16" and not restorer.spec.half:
+        faults.append(f"finetune.precision fp16: {name} is not known to be safe in it, expected bf16 or no")
+    if settings.parts == "decoder" and not restorer.spec.decoder:
+        faults.append(f"finetune.parts decoder: it is not known which part of {name} that is, expected all or lora")
+    if settings.losses == "codes" and not chooses_codes(restorer.module):
+        faults.append(f"finetune.losses codes: {name} predicts no codes, expected image; codes is for CodeFormer")
+    return faults
 
 
 def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:

@@ -15,6 +15,7 @@ from adapt.cluster import Mapper
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
 from adapt.finetune import finetune
+from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
 from adapt.generate import WorkerFactory, start_of
 from adapt.judge import judge, photographed_score, restore_all, scores_of
@@ -33,6 +34,8 @@ from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import find_tone, tone_of
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation, luma
+from restorers.parts import merged, pupil_of
+from restorers.published import PublishedRestorer
 from restorers.zoo import LoadedRestorer
 
 FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
@@ -136,17 +139,23 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     accelerator = make_accelerator(job.device, settings.precision)
     removal = job.quality.removal.to(accelerator.device)
     with job.narrator.stage("finetune", settings.steps) as advance:
-        trained = finetune(
-            job.restorer.module.to(accelerator.device),
-            lessons,
-            settings,
-            removal.features,
-            accelerator,
-            job.workspace.round(number) / "finetune.pt",
-            seed_of("finetune", job.recipe.seed, number),
-            lambda step, _: advance(step),
-        )
-    return trained.module.cpu(), trained.losses
+        checkpoint, seed = job.workspace.round(number) / "finetune.pt", seed_of("finetune", job.recipe.seed, number)
+        restorer, base = job.restorer.module.to(accelerator.device), job.base.module
+        if (
+            settings.losses == "codes"
+            and isinstance(restorer, PublishedRestorer)
+            and isinstance(base, PublishedRestorer)
+        ):
+            trained = finetune_codes(
+                restorer, base, lessons, settings, accelerator, checkpoint, seed, lambda step, _: advance(step)
+            )
+        else:
+            start = generator_of("lora", job.recipe.seed, number)
+            pupil = pupil_of(job.restorer, settings.parts, settings.rank, start)
+            trained = finetune(
+                pupil, lessons, settings, removal.features, accelerator, checkpoint, seed, lambda step, _: advance(step)
+            )
+    return merged(trained.module).cpu(), trained.losses
 
 
 def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[nn.Module, float]:

@@ -32,6 +32,7 @@ class PublishedNet:
     tiles: bool
     half: bool
     trains: tuple[str, ...]
+    decoder: tuple[str, ...]
 
 
 class PublishedRestorer(nn.Module):
@@ -58,9 +59,16 @@ class PublishedRestorer(nn.Module):
         if self.side is None:
             restored = self.call(self.net, image)
             return restored if self.shrink == 1 else F.avg_pool2d(restored, self.shrink)
-        inner = F.interpolate(image.float().contiguous(), (self.side, self.side), mode="bilinear", antialias=True)
-        restored = self.call(self.net, inner).float()  # this filter knows no half precision on a CPU
+        restored = self.call(self.net, self.resampled(image)).float()
         return F.interpolate(restored, image.shape[-2:], mode="bilinear", antialias=True)
+
+
+    def resampled(self, image: Tensor) -> Tensor:
+        """The image at the only side that the network takes; as it is where there is none such."""
+        if self.side is None:
+            return image
+        image = image.float().contiguous()  # this filter knows no half precision on a CPU
+        return F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
 
 
 def _call_plain(net: nn.Module, image: Tensor) -> Tensor:
@@ -123,6 +131,19 @@ TRAINS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Top-level modules that train; all of them where an architecture is not named."""
 
+DECODERS: dict[str, tuple[str, ...]] = {
+    "SwinIR": ("conv_after_body", "conv_before_upsample", "upsample", "conv_up1", "conv_up2", "conv_up3", "conv_hr",
+               "conv_HR", "conv_last"),
+    "ESRGAN": tuple(f"model.{index}" for index in range(2, 16)),
+    "SCUNet": ("m_up3", "m_up2", "m_up1", "m_tail"),
+    "NAFNet": ("decoders", "ups", "ending"),
+    "GFPGAN": ("stylegan_decoder",),
+    "RestoreFormer": ("post_quant_conv", "decoder"),
+    "CodeFormer": ("generator", "fuse_convs_dict"),
+    "FeMaSR": ("after_quant_group", "decoder_group", "out_conv"),
+}  # fmt: skip
+"""Parts between a network's deepest features and its image."""
+
 EXTRA = frozenset({"CodeFormer", "FeMaSR"})
 """Architectures that spandrel keeps in a package of its own, because their code is not for commercial use."""
 
@@ -164,6 +185,7 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         tiles=side is None and found.tiling.name == "SUPPORTED",
         half=found.supports_half,
         trains=trains,
+        decoder=DECODERS.get(architecture, ()),
     )
 
 

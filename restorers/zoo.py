@@ -77,6 +77,7 @@ def load_embedded_compact() -> LoadedRestorer:
             licence="Apache-2.0",
             source="ships with adapt",
             sha256=loaded.spec.sha256,
+            decoder=compact.DECODER,
         ),
     )
 
@@ -180,6 +181,7 @@ def load_file(path: Path) -> LoadedRestorer:
         source=facts["source"],
         sha256=sha256,
         commercial=facts.get("commercial") != "no" and not is_non_commercial(licence),
+        decoder=compact.DECODER,
     )
     return LoadedRestorer(module, spec)
 
@@ -226,6 +228,7 @@ def _loaded(net: PublishedNet, facts: dict[str, str], sha256: str, commercial: b
         and not is_non_commercial(licence),
         half=net.half,
         trains=net.trains,
+        decoder=net.decoder,
     )
     loaded = LoadedRestorer(net.module, spec, net.tiles)
     return at_input_size(loaded) if facts.get("size") == "kept" else loaded

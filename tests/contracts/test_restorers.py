@@ -14,6 +14,7 @@ from recipes.schema import Finetune
 from restorers import published, zoo
 from restorers.compact import Compact
 from restorers.export import export_onnx
+from restorers.parts import merged, pupil_of
 from restorers.runtime import load_runtime
 from restorers.spec import RestorerSpec
 from restorers.zoo import LoadedRestorer, at_input_size, load_restorer, save_restorer
@@ -147,6 +148,29 @@ def test_one_step_of_finetuning_moves_what_trains_and_nothing_else(restorer, tmp
             assert torch.equal(tensor, before[name]), name
     moved = [not torch.equal(tensor, before[name]) for name, tensor in trained.module.named_parameters()]
     assert any(moved)
+
+
+@pytest.mark.parametrize("parts", ["all", "decoder", "lora"])
+def test_the_chosen_parts_train_and_the_rest_stays(restorer, parts):
+    if parts == "decoder" and not restorer.spec.decoder:
+        assert restorer.spec.name == "realesr-general-x4v3"  # one body, which is neither
+        return
+    pupil = pupil_of(restorer, parts, 2, torch.Generator().manual_seed(0))
+    image = pictures(restorer, 1)
+    with torch.no_grad():
+        assert torch.equal(pupil(image), restorer.module(image))
+    pupil(image).square().mean().backward()
+    for parameter in pupil.parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            parameter.data -= 0.1 * parameter.grad / (parameter.grad.norm() + 1e-9)
+    before, after = restorer.module.state_dict(), merged(pupil).state_dict()
+    assert list(after) == list(before)
+    moved = {name.removeprefix("net.") for name in before if not torch.equal(after[name], before[name])}
+    assert moved
+    if parts == "decoder":
+        assert all(name.startswith(restorer.spec.decoder) for name in moved)
+    if parts == "lora":
+        assert all(name.endswith("weight") for name in moved)
 
 
 def test_save_and_load_give_the_same_output(restorer, tmp_path):
