@@ -164,6 +164,8 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
         faults.append(f"--restorer: {error}")
     try:
         prior = load_prior(options.prior)
+        if recipe is not None and "size" not in recipe.faces.model_fields_set:
+            recipe = recipe.model_copy(update={"faces": recipe.faces.model_copy(update={"size": prior.resolution})})
         if recipe is not None and recipe.faces.size != prior.resolution:
             faults.append(f"faces.size {recipe.faces.size}: prior {options.prior!r} works at {prior.resolution} px")
         if recipe is not None and recipe.generation.control_strength > 0 and getattr(prior, "control", None) is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -140,14 +141,11 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     removal = job.quality.removal.to(accelerator.device)
     with job.narrator.stage("finetune", settings.steps) as advance:
         checkpoint, seed = job.workspace.round(number) / "finetune.pt", seed_of("finetune", job.recipe.seed, number)
-        restorer, base = job.restorer.module.to(accelerator.device), job.base.module
-        if (
-            settings.losses == "codes"
-            and isinstance(restorer, PublishedRestorer)
-            and isinstance(base, PublishedRestorer)
-        ):
+        restorer = job.restorer.module.to(accelerator.device)
+        if settings.losses == "codes":  # allowed only for restorers that predict codes
+            nets = cast(PublishedRestorer, restorer), cast(PublishedRestorer, job.base.module)
             trained = finetune_codes(
-                restorer, base, lessons, settings, accelerator, checkpoint, seed, lambda step, _: advance(step)
+                *nets, lessons, settings, accelerator, checkpoint, seed, lambda step, _: advance(step)
             )
         else:
             start = generator_of("lora", job.recipe.seed, number)
@@ -155,7 +153,7 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
             trained = finetune(
                 pupil, lessons, settings, removal.features, accelerator, checkpoint, seed, lambda step, _: advance(step)
             )
-    return merged(trained.module).cpu(), trained.losses
+    return merged(trained.module, restorer).cpu(), trained.losses
 
 
 def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[nn.Module, float]:

@@ -17,7 +17,7 @@ class Faces(_Section):
     """Which faces take part."""
 
     size: Annotated[int, Field(ge=64, multiple_of=32)] = 128
-    """Side in pixels of the aligned faces; must be what the prior was trained at."""
+    """Side in pixels of the aligned faces, what the prior was trained at; where it is not given it follows --prior."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the faces that only judges, chosen by content hash."""
     minimum: Annotated[int, Field(ge=4)] = 8

@@ -52,12 +52,15 @@ def pupil_of(restorer: LoadedRestorer, parts: Parts, rank: int, generator: Gener
     return module
 
 
-def merged(module: nn.Module) -> nn.Module:
-    """`module` itself, its low-rank updates added to the weights they belong to."""
-    for layer in list(module.modules()):
+def merged(pupil: nn.Module, base: nn.Module) -> nn.Module:
+    """A network as `base`, on its device, with what `pupil` has learned; low-rank updates join their weights."""
+    pupil = copy.deepcopy(pupil)
+    for layer in list(pupil.modules()):
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return module
+    result = copy.deepcopy(base).eval()
+    result.load_state_dict(pupil.state_dict())
+    return result
 
 
 def _within(name: str, parts: tuple[str, ...]) -> bool:

@@ -1,13 +1,18 @@
 """Published restorers by name: looked for in the cache, refused in one line, pinned by hash."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
+from adapt import job
 from adapt.cli import main
+from adapt.errors import UsageError
 from adapt.summary import consequence
 from restorers import downloads, zoo
 from restorers.downloads import PUBLISHED, WeightsChangedError, checked_sha256
 from restorers.zoo import ZooError, load_restorer
-from tests.restorer_files import NETS
+from tests.restorer_files import NETS, laid_down
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +50,36 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
     assert "adapt weights fetch gfpgan-v1.4" in error
     assert main(["--inputs", str(tmp_path), "--restorer", "codeformer"]) == 2
     assert "--non-commercial" in capsys.readouterr().err
+
+
+def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "load_prior", lambda _: SimpleNamespace(resolution=512, control=object()))
+    options = job.JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
+    assert job._checked(options)[0].faces.size == 512
+    with pytest.raises(UsageError, match=r"faces.size 256: prior 'diffbir-v2\.1' works at 512 px"):
+        job._checked(dataclasses.replace(options, overrides=("faces.size=256",)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("finetune.precision=fp16", "fp16: nafnet is not known to be safe in it, expected bf16 or no"),
+        ("finetune.losses=codes", "codes: nafnet predicts no codes, expected image"),
+    ],
+)
+def test_what_a_restorer_cannot_do_is_refused_before_any_work(setting, expected, tmp_path, monkeypatch):
+    laid_down("nafnet", tmp_path, monkeypatch)
+    options = job.JobOptions(inputs=tmp_path, command="", restorer="nafnet", overrides=(setting,))
+    with pytest.raises(UsageError, match=expected):
+        job._checked(options)
+
+
+def test_a_network_without_a_known_decoder_trains_whole_or_with_lora(tmp_path, monkeypatch):
+    laid_down("realesr-general-x4v3", tmp_path, monkeypatch)
+    options = job.JobOptions(inputs=tmp_path, command="", restorer="realesr-general-x4v3")
+    assert job._checked(dataclasses.replace(options, overrides=("finetune.parts=lora",)))[0].finetune.rank == 8
+    with pytest.raises(UsageError, match=r"parts decoder: it is not known which part .*expected all or lora"):
+        job._checked(dataclasses.replace(options, overrides=("finetune.parts=decoder",)))
 
 
 def test_a_hash_that_nobody_published_is_kept_and_a_later_change_refused(cache, caplog):

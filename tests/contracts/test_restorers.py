@@ -163,7 +163,7 @@ def test_the_chosen_parts_train_and_the_rest_stays(restorer, parts):
     for parameter in pupil.parameters():
         if parameter.requires_grad and parameter.grad is not None:
             parameter.data -= 0.1 * parameter.grad / (parameter.grad.norm() + 1e-9)
-    before, after = restorer.module.state_dict(), merged(pupil).state_dict()
+    before, after = restorer.module.state_dict(), merged(pupil, restorer.module).state_dict()
     assert list(after) == list(before)
     moved = {name.removeprefix("net.") for name in before if not torch.equal(after[name], before[name])}
     assert moved
