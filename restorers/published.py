@@ -62,7 +62,6 @@ class PublishedRestorer(nn.Module):
         restored = self.call(self.net, self.resampled(image)).float()
         return F.interpolate(restored, image.shape[-2:], mode="bilinear", antialias=True)
 
-
     def resampled(self, image: Tensor) -> Tensor:
         """The image at the only side that the network takes; as it is where there is none such."""
         if self.side is None:
