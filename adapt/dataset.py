@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from adapt.errors import AdaptError
 from adapt.photos import Photo, find_photos, read_photo
+from pseudo_targets.bank import color_of, has_color
 from recipes.schema import Finetune
 from restorers.degradations import luma, resize
 
@@ -72,8 +73,19 @@ def square_photos(folder: Path) -> list[Photo]:
 
 def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:
     """Takes the colour from a random share of `[B, 3, H, W]`: gray photos must be restored to gray ones."""
-    gray = torch.rand(len(images), generator=generator) < share
-    return torch.where(gray.view(-1, 1, 1, 1).to(images.device), luma(images).expand_as(images), images)
+    return colored_where(torch.rand(len(images), generator=generator) >= share, images)
+
+
+def colored_where(color: Tensor, images: Tensor) -> Tensor:
+    """`[N, 3, H, W]` with its colour where `color` `[N]` says so, gray elsewhere."""
+    return torch.where(color.view(-1, 1, 1, 1).to(images.device), images, luma(images).expand_as(images))
+
+
+def colored_like(photos: Tensor, images: Tensor) -> Tensor:
+    """`images` `[N, 3, H, W]` with colour in as large a share as among `photos`: the most colourful keep theirs."""
+    share = float(has_color(photos).float().mean())
+    rank = color_of(images).argsort(descending=True).argsort()
+    return colored_where(rank < round(share * len(images)), images)
 
 
 @dataclass(frozen=True)

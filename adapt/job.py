@@ -83,6 +83,16 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
     return root
 
 
+def run_key(options: JobOptions) -> str:
+    """What `run_job` knows a run by; equal for the same photos, settings and weights.
+
+    Raises:
+        UsageError: an option or setting cannot be used.
+    """
+    recipe, restorer = _checked(options)
+    return _key(options, recipe, restorer, _cleaner(options, recipe, Narrator()))
+
+
 def _run(
     options: JobOptions,
     recipe: Recipe,

@@ -27,7 +27,7 @@ def scores_of(
 ) -> dict[str, Tensor]:
     """Scores of each restored photo without ground truth, `[N]`; greater is better.
 
-    `cleanness`: +1 like clean faces, -1 like photos of this camera (`pseudo_targets.quality.fit_cleanness`).
+    `cleanness`: minus the distance from clean faces (`pseudo_targets.quality.fit_cleanness`).
     `agreement`: minus the difference between the low bands of photo and restored photo, the latter with the contrast
     that the learned camera would give it, as what undoes a loss of contrast must differ from the photo.
     """

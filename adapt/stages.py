@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapt.blend import best_share, blend
 from adapt.cluster import Mapper
 from adapt.console import Narrator
-from adapt.dataset import ImageBank, Lessons
+from adapt.dataset import ImageBank, Lessons, colored_like, colored_where
 from adapt.finetune import finetune
 from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
@@ -27,14 +27,14 @@ from adapt.targets import TargetSet, make_bank, make_targets
 from adapt.tracking import Tracker
 from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
-from pseudo_targets.bank import is_gray
+from pseudo_targets.bank import has_color
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
-from pseudo_targets.tone import find_tone, tone_of
+from pseudo_targets.tone import ToneChange, find_tone, tone_of
 from recipes.schema import Recipe
-from restorers.degradations import GenericDegradation, luma
+from restorers.degradations import GenericDegradation
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
 from restorers.zoo import LoadedRestorer
@@ -96,10 +96,9 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     lq, means = lq.to(job.device), means.to(job.device)
     draws = torch.stack([target.draw for target in chosen]).to(job.device)
     confidence = torch.stack([target.confidence for target in chosen]).to(job.device)
-    gray = is_gray(lq)
-    if gray:
-        # What is clean has no colour then; a tint is the camera's, and the restorer must learn to remove it.
-        bank, means, draws = (luma(images).expand(-1, 3, -1, -1).contiguous() for images in (bank, means, draws))
+    # Where a photo shows no colour the clean side has none; a tint is the camera's, and the restorer must remove it.
+    color = has_color(lq)
+    bank, means, draws = colored_like(lq, bank), colored_where(color, means), colored_where(color, draws)
     camera = None
     if settings.enabled:
         with job.narrator.stage("camera", settings.steps) as advance:
@@ -108,13 +107,22 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
             if not path.is_file():
                 # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
-                tone = find_tone(tone_of(lq).cpu(), load_tone(), gray) if settings.tone else None
+                tone = tone_change(lq, color) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
                 fitted = fit_camera(draws, lq, bank, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
     return Lessons(ImageBank(bank.cpu()), camera, GenericDegradation(), lq, means, draws, confidence)
+
+
+def tone_change(photos: Tensor, color: Tensor) -> ToneChange:
+    """What the camera does to the tone of `photos` `[N, 3, S, S]`, from those of the more frequent kind.
+
+    `color` `[N]` tells which of them show colour.
+    """
+    gray = bool(color.float().mean() < 0.5)
+    return find_tone(tone_of(photos[~color if gray else color]).cpu(), load_tone(), gray)
 
 
 def _camera_file(job: Job, number: int) -> Path:
@@ -169,15 +177,13 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
 def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
     """Compares the new restorer with the one before it on the held-out photos and on their photographed targets."""
     held = load_crops(job.workspace.root, job.gathered.judging())
-    cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float(), lessons.photos.cpu())
+    cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float())
     nets = (job.restorer.module.cpu().eval(), module)
     camera = read_camera(_camera_file(job, number)) if job.recipe.camera.enabled else None
     before, after = (scores_of(restore_all(net, held), held, cleanness, camera) for net in nets)
     if camera is not None:
         targets = generate(job, number, job.gathered.judging(), "targets to judge by").targets
-        clean = torch.stack([target.draw for target in targets])
-        if is_gray(lessons.photos):
-            clean = luma(clean).expand(-1, 3, -1, -1).contiguous()
+        clean = colored_where(has_color(held), torch.stack([target.draw for target in targets]))
         seen = camera(clean, generator_of("judge", job.recipe.seed))
         for scores, net in zip((before, after), nets, strict=True):
             scores["photographed"] = photographed_score(net, seen, clean)

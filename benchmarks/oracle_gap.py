@@ -1,11 +1,12 @@
 """How much of what true pairs would give does adaptation give without any?
 
     python -m benchmarks.oracle_gap --adapt DIR --test DIR --references DIR [--recipe R] [--set A.B=V] [--json OUT]
-        [--seeds N] [--clean DIR] [--rows all|ROW,...] [--ablations all|NAME,...] [--camera MODULE:FUNCTION]
+        [--seeds N] [--rows all|ROW,...] [--ablations all|NAME,...] [--clean DIR] [--camera MODULE:FUNCTION]
 
-`ours` is the whole job; every other row starts from the same restorer and takes as many steps. References (one flat
-folder, a reference bears its photo's stem) are read after adaptation has ended, for the scores and by the rows marked
-with a star alone. *Harm rate*: share of test photos with a lower PSNR than untouched.
+`ours` is the whole job; every other row starts from the same restorer and takes as many steps, but for the ablations,
+which are of the first round alone; with `--clean` one of them has faces of that folder for its bank. References (one
+flat folder, a reference bears its photo's stem) are read after adaptation has ended, for the scores and by the rows
+marked with a star alone. *Harm rate*: share of test photos with a lower PSNR than untouched.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,10 +26,12 @@ from torch import Tensor, nn
 
 from adapt.evaluate import align_tone, haarpsi, psnr, ssim
 from adapt.identity import load_identity
+from adapt.job import JobOptions
 from adapt.judge import restore_all
 from adapt.photos import find_photos, read_photo
 from benchmarks import oracle_rows as rows_of
-from benchmarks.oracle_rows import ABLATIONS, DT_BFR, Ground, Run
+from benchmarks.ablations import ABLATIONS, CLEAN, CLEAN_ABLATION, prepare
+from benchmarks.oracle_rows import DT_BFR, Ground, Run
 from pseudo_targets.gating import low_band_difference
 from recipes.load import load_recipe
 from restorers.degradations import resize
@@ -96,25 +100,31 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
 
     runs: dict[str, Run] = {}
 
-    def adapted(name: str, based_on: str, settings: tuple[str, ...]) -> nn.Module:
-        runs[name] = rows_of.adapt(options.adapt, folder / name, based_on, settings, options.clean)
+    def adapted(name: str, job: JobOptions) -> nn.Module:
+        runs[name] = rows_of.adapt(job)
         return runs[name].restorer()
 
-    nets = {"ours": timed("ours", lambda: adapted("ours", options.recipe, overrides))}
+    whole = rows_of.job_options(options.adapt, folder / "ours", options.recipe, overrides)
+    nets = {"ours": timed("ours", lambda: adapted("ours", whole))}
     steps = recipe.finetune.steps * max(1, runs["ours"].accepted())
     photos = load_photos(options.adapt, recipe.faces.size)
     ground = Ground(photos, recipe, folder, load_restorer("compact").module, steps)
-    bank = runs["ours"].bank() if options.clean is None else load_photos(options.clean, recipe.faces.size)
+    bank = runs["ours"].bank()
     if "generic" in options.rows:
         nets["generic"] = timed("generic", lambda: rows_of.generic_steps(ground, bank))
     if "self_distilled" in options.rows:
         nets["self_distilled"] = timed("self_distilled", lambda: rows_of.self_distilled(ground, bank))
     if "dt_bfr" in options.rows:
         settings = (*DT_BFR, f"finetune.steps={steps}", f"seed={seed}")
-        nets["dt_bfr"] = timed("dt_bfr", lambda: adapted("dt_bfr", "dt_bfr", settings))
-    for name in options.ablations:
-        changed = (*overrides, *ABLATIONS[name])
-        nets[name] = timed(name, lambda name=name, changed=changed: adapted(name, options.recipe, changed))  # type: ignore[misc]
+        job = rows_of.job_options(options.adapt, folder / "dt_bfr", "dt_bfr", settings)
+        nets["dt_bfr"] = timed("dt_bfr", partial(adapted, "dt_bfr", job))
+    changes = {name: ABLATIONS[name] for name in options.ablations}
+    if options.clean is not None:
+        changes[CLEAN] = CLEAN_ABLATION
+    for name, change in changes.items():
+        clean = options.clean if name == CLEAN else None
+        job = prepare(replace(whole, output=folder / name, clean=clean), runs["ours"].folder, change)
+        nets[name] = timed(name, partial(adapted, name, job))
     teach, test = (load_pairs(where, options.references, recipe.faces.size) for where in (options.adapt, options.test))
     if "true_pair_camera" in options.rows:
         camera = rows_of.camera_of_true_pairs(ground, teach.references, bank)
@@ -201,7 +211,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0 to N - 1")
-    parser.add_argument("--clean", type=Path, help="clean faces of your own in place of drawn ones")
+    parser.add_argument("--clean", type=Path, help="clean faces for the ablation of the drawn bank")
     parser.add_argument("--rows", type=_names(ROWS), default=ROWS)
     parser.add_argument("--ablations", type=_names(tuple(ABLATIONS)), default=())
     parser.add_argument("--camera", help="the true camera, if there is a simulator: module:function")

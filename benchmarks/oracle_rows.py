@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from adapt.dataset import Degrade, ImageBank, Lessons
+from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
 from adapt.finetune import finetune
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
 from adapt.job import JobOptions, run_job
@@ -23,16 +23,14 @@ from adapt.judge import restore_all
 from adapt.seeds import seed_of
 from adapt.training import TrainingPlan, make_accelerator, train
 from adapt.workspace import read_tensors
-from pseudo_targets.bank import is_gray
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_quality, load_removal
 from pseudo_targets.tone import ToneChange
 from recipes.schema import Finetune, Recipe
-from restorers.degradations import GenericDegradation, luma
+from restorers.degradations import GenericDegradation
 from restorers.zoo import load_restorer
 
 CPU = torch.device("cpu")
-NO_GATE = ("gate.low_band=9", "gate.spread=9", "gate.quality=-99", "gate.identity=-1")
 DT_BFR = (
     "faces.size=128",
     "faces.maximum=192",
@@ -45,21 +43,6 @@ DT_BFR = (
     "finetune.ema_decay=0.99",
 )
 """What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and missing gates stay."""
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "without gate": NO_GATE,
-    "without replay": ("finetune.replay_share=0", "finetune.camera_share=1"),
-    "without camera": ("camera.enabled=false", "finetune.camera_share=0"),
-    "without tone": ("camera.tone=false",),
-    "without blend": ("finetune.blend=false",),
-    "without spectrum match": ("camera.spectrum_match=false",),
-    "without per-photo start": ("generation.start=fixed", "generation.start_timesteps=[200]"),
-    "published filter": ("generation.filter=published",),
-    "mean of the draws": ("generation.realism=1",),
-    "one draw": ("generation.realism=1", "generation.candidates=1"),
-    "mean of eight draws": ("generation.realism=1", "generation.candidates=8"),
-    "one round": ("rounds=1",),
-    "three rounds": ("rounds=3",),
-}
 
 
 @dataclass(frozen=True)
@@ -94,9 +77,9 @@ class Run:
         return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
 
 
-def adapt(photos: Path, folder: Path, recipe: str, overrides: Sequence[str], clean: Path | None = None) -> Run:
-    """The whole job on a folder of photos; references are not among its arguments."""
-    options = JobOptions(
+def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str]) -> JobOptions:
+    """The whole job on a folder of aligned photos."""
+    return JobOptions(
         inputs=photos,
         command="benchmarks.oracle_gap",
         output=folder,
@@ -104,8 +87,11 @@ def adapt(photos: Path, folder: Path, recipe: str, overrides: Sequence[str], cle
         overrides=tuple(overrides),
         aligned=True,
         tracking=False,
-        clean=clean,
     )
+
+
+def adapt(options: JobOptions) -> Run:
+    """Runs the job; references are not among its arguments."""
     run = run_job(options)
     reports = (json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/round.json")))
     return Run(run, tuple(reports))
@@ -145,7 +131,7 @@ def camera_of_true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> De
     """Our camera model, fitted on true pairs: what a perfect clean side would give."""
     settings = ground.recipe.camera
     plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-    bank, seed = _as_photographed(ground, bank), seed_of("true pairs")
+    bank, seed = colored_like(ground.photos, bank), seed_of("true pairs")
     return fit_camera(references, ground.photos, bank, plan, seed, tone=_true_tone(references, ground.photos))
 
 
@@ -198,10 +184,6 @@ def targets_of(ground: Ground, photos: Tensor) -> Tensor:
 
 def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
     photos = ground.photos
-    clean = ImageBank(_as_photographed(ground, bank))
+    clean = ImageBank(colored_like(ground.photos, bank))
     return Lessons(clean, camera, GenericDegradation(), photos, photos, photos, torch.ones_like(photos[:, :1]))
 
-
-def _as_photographed(ground: Ground, bank: Tensor) -> Tensor:
-    """The bank without colour where the photos have none, as adaptation has it."""
-    return luma(bank).expand(-1, 3, -1, -1).contiguous() if is_gray(ground.photos) else bank

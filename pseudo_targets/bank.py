@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from pseudo_targets.consistency import Reference
@@ -24,11 +25,22 @@ def vary(prior: Prior, faces: Tensor, trajectory: Trajectory, generators: list[G
     return prior.decode(x).clamp(0, 1)
 
 
-def is_gray(images: Tensor, threshold: float = 0.02) -> bool:
-    """Whether a set of images `[B, 3, H, W]` holds no colour: the median chroma is below `threshold`.
+def color_of(images: Tensor) -> Tensor:
+    """Colour of each image `[N, 3, H, W]`, `[N]`: standard deviation of what its brightness does not explain.
 
-    Chroma is the largest channel difference of a pixel after its image's mean cast was removed.
+    A toned print has colour, but one for each brightness: a cubic of it explains the two channel differences. Colour
+    noise is no colour either: what counts is the covariance of neighbours, of the means of 4 px blocks.
     """
-    balanced = images - images.mean((2, 3), keepdim=True)
-    chroma = (balanced.amax(1) - balanced.amin(1)).mean((1, 2))
-    return float(chroma.median()) < threshold
+    low = F.avg_pool2d(images.float(), 4, ceil_mode=True)
+    brightness, difference = low.mean(1).flatten(1), (low[:, ::2] - low[:, 1:2]).flatten(2).mT
+    terms = torch.stack([brightness**power for power in range(4)], -1)
+    normal = terms.mT @ terms + 1e-6 * torch.eye(4, device=terms.device)
+    left = (difference - terms @ torch.linalg.solve(normal, terms.mT @ difference)).unflatten(1, low.shape[2:])
+    beside = (left[:, :, 1:] * left[:, :, :-1]).sum(-1).mean((1, 2))
+    below = (left[:, 1:] * left[:, :-1]).sum(-1).mean((1, 2))
+    return ((beside + below) / 2).clamp(min=0).sqrt()
+
+
+def has_color(images: Tensor, threshold: float = 0.015) -> Tensor:
+    """Which of `[N, 3, H, W]` show colour, `[N]`; prints in one tint do not."""
+    return color_of(images) > threshold

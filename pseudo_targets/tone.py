@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RARE = 0.1
-"""Share of cameras, by prior belief, that shift one of the four numbers of the tone for good."""
+"""Share of cameras, by prior belief, that shift the level, the tint or the contrast for good."""
 REACH = 3.0
 """How far such a camera shifts it, in standard deviations of the means of clean sets."""
 FEWEST_SETS = 3
@@ -78,27 +78,36 @@ def find_tone(photos: Tensor, known: ToneStatistics, gray: bool) -> ToneChange:
         gray: whether the photos are of one tint, so that all colour is the camera's.
     """
     mean = photos.mean(0)
-    deviation = mean - known.mean
-    # A camera shifts a number seldom, and then by much; it is taken to have done so when that is the likelier story.
-    slab, z = REACH**2, deviation / known.between
-    odds = RARE / (1 - RARE) * (1 + slab) ** -0.5 * torch.exp(0.5 * z**2 * slab / (1 + slab))
-    shift = torch.where(odds > 1, deviation * slab / (1 + slab), 0)
+    span = _shift(mean[3:] - known.mean[3:], known.between[3:])
+    gain = span.exp()
+    level = _shift(mean[:1] - known.mean[:1], known.between[:1])
+    # Lost contrast takes colour along; a tint is judged, both its numbers at once, on what there was before.
+    tint = gain * _shift(mean[1:3] / gain - known.mean[1:3], known.between[1:3])
+    shift = torch.cat([level, mean[1:3] if gray else tint])
     root = torch.zeros(3, 3)
     if gray:
-        shift[1:3] = mean[1:3]
         values, vectors = torch.linalg.eigh(torch.cov(photos[:, 1:3].T))
         spread = (vectors * values.clamp(min=0).sqrt()).T  # [2, 2], a row for each principal tint
         root[:, :2] = _channels(F.pad(spread, (1, 1))).T
     else:
         usual, deviates = known.cast.tolist()
-        seen = float((photos[:, 1] + photos[:, 2]).std())
+        seen = float((photos[:, 1] + photos[:, 2]).std() / gain)
         chance = (deviates**2 + seen**2 / (2 * len(photos))) ** 0.5
         if seen > usual + 2 * chance:
             # Channels that err independently by s spread red + blue - 2 green by sqrt(6) s.
-            root = ((seen**2 - usual**2) / 6) ** 0.5 * torch.eye(3)
-    gain = shift[3].exp()
+            root = gain * ((seen**2 - usual**2) / 6) ** 0.5 * torch.eye(3)
     centre = mean[0] - shift[0]  # the clean images' level; contrast is lost around it
-    return ToneChange(gain, _channels(shift[None])[0] + centre * (1 - gain), root)
+    return ToneChange(gain[0], _channels(shift[None])[0] + centre * (1 - gain), root)
+
+
+def _shift(deviation: Tensor, between: Tensor) -> Tensor:
+    """What of a set's deviation `[D]` from clean sets, which differ by `between`, is the camera's; often nothing.
+
+    A camera shifts the numbers seldom, and then by much; it is taken to have done so when that is the likelier story.
+    """
+    slab, z = REACH**2, deviation / between
+    odds = RARE / (1 - RARE) * (1 + slab) ** (-len(z) / 2) * torch.exp(0.5 * z.square().sum() * slab / (1 + slab))
+    return torch.where(odds > 1, deviation * slab / (1 + slab), 0)
 
 
 def _channels(tone: Tensor) -> Tensor:

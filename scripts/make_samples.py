@@ -1,9 +1,9 @@
 """Draws the photos in `samples/`: faces of nobody, drawn by the embedded prior, seen by a simulated camera.
 
-    python scripts/make_samples.py samples/ [--count 32] [--seed 7]
+    python scripts/make_samples.py samples/ [--clean DIR] [--count 32] [--seed 7]
 
 The camera shakes along one slanted axis, is a little out of focus, has noise that grows with brightness, and saves
-strongly compressed JPEG.
+strongly compressed JPEG. `--clean` also writes what it saw.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     """Draws, photographs and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--clean", type=Path)
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
@@ -48,6 +49,8 @@ def main() -> None:
     for number in range(options.count):
         generator = generator_of("sample", options.seed, number)
         face = restorer(draw(prior, Trajectory(len(prior.schedule) - 1, 40), [generator])).clamp(0, 1)
+        if options.clean is not None:
+            write_photo(options.clean / f"{number + 1:02d}.png", face)
         write_photo(options.output / f"{number + 1:02d}.jpg", shaky_camera(face, generator), quality=JPEG_QUALITY)
 
 

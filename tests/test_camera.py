@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pseudo_targets.bank import is_gray
+from pseudo_targets.bank import has_color
 from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera, power_spectrum
 from tests.tiny import blobs
 
@@ -89,8 +89,9 @@ def test_gray_photos_have_a_singular_spectrum_and_give_gray_noise() -> None:
     assert torch.corrcoef(torch.stack([red.flatten(), green.flatten()]))[0, 1] > 0.98
 
 
-def test_gray_is_told_from_colour() -> None:
-    colour = detailed(6, 2)
+def test_colour_is_told_from_a_tint_and_from_colour_noise() -> None:
+    colour = blobs(6, 64, 2)
     gray = colour.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    sepia = gray * torch.tensor([1.0, 0.97, 0.93]).view(1, 3, 1, 1)
-    assert is_gray(gray) and is_gray(sepia) and not is_gray(colour)
+    sepia = gray ** torch.tensor([0.8, 1.0, 1.3]).view(1, 3, 1, 1)
+    noisy = gray + 0.1 * torch.randn(colour.shape, generator=gen(0))
+    assert has_color(torch.cat([colour, gray, sepia, noisy])).tolist() == [True] * 6 + [False] * 18

@@ -29,7 +29,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
             away.rename(references)
 
     command = ["oracle_gap", "--adapt", folder / "adapt", "--test", folder / "test", "--references", references]
-    command += [*short_settings(), "--ablations", "without camera", "--json", folder / "result.json"]
+    command += [*short_settings(), "--ablations", "one round,without camera", "--clean", folder / "test"]
+    command += ["--json", folder / "result.json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle_rows, "adapt", blind)
         short = ("generation.calls=2", "generation.start_timesteps=[8]", "generation.end_timestep=0")
@@ -40,9 +41,16 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_every_row_has_finite_scores(result: dict) -> None:
-    blind = {"untouched", "ours", "generic", "self_distilled", "dt_bfr", "targets", "without camera", "photo"}
+    blind = {"untouched", "ours", "generic", "self_distilled", "dt_bfr", "targets", "photo"}
+    blind |= {"one round", "without camera", "bank of --clean"}
     assert set(result["rows"]) == blind | {"true_pair_camera*", "oracle"}
     assert all(math.isfinite(value) for row in result["rows"].values() for value in row.values())
+
+
+def test_an_ablation_that_changes_nothing_changes_nothing(result: dict) -> None:
+    rows, kept = result["rows"], result["runs"][0]["accepted_rounds"]
+    assert kept["ours"] > 1 or rows["one round"] == rows["ours"]
+    assert rows["bank of --clean"] != rows["one round"] or kept["bank of --clean"] == kept["one round"] == 0
 
 
 def test_the_keys_that_are_promised_are_there(result: dict) -> None:
