@@ -3,16 +3,20 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
-from adapt.finetune_codes import finetune_codes
 from adapt.job import _unfit
 from adapt.losses import code_losses
-from adapt.training import make_accelerator
+from adapt.stages import Job, teach
+from adapt.workspace import Workspace
 from recipes.load import RecipeError, load_recipe
 from restorers.codes import LEARNS, CodePredictor, chooses_codes, codes_of
 from restorers.zoo import LoadedRestorer, load_restorer
@@ -59,24 +63,27 @@ def test_what_predicts_codes_learns_and_book_generator_and_fusion_stay(
 ) -> None:
     photos = blobs(4, 64)
     lessons = Lessons(ImageBank(photos), None, lambda x, _: x, photos * 0.5, photos, photos, torch.ones(4, 1, 64, 64))
-    settings = load_recipe(
-        "dt_bfr_codeformer", ("finetune.steps=12", "finetune.batch=4", "finetune.learning_rate=1e-3")
-    ).finetune
+    overrides = ("finetune.steps=12", "finetune.batch=4", "finetune.learning_rate=1e-3")
     before = copy.deepcopy(codeformer.module.state_dict())
-    accelerator = make_accelerator(torch.device("cpu"), "no")
-    trained = finetune_codes(
-        codeformer.module, codeformer.module, lessons, settings, accelerator, tmp_path / "state", 0
+    job = SimpleNamespace(
+        recipe=load_recipe("dt_bfr_codeformer", overrides),
+        device=torch.device("cpu"),
+        quality=SimpleNamespace(removal=nn.Identity()),
+        restorer=codeformer,
+        base=codeformer,
+        narrator=Narrator(),
+        workspace=Workspace(tmp_path),
     )
+    module, history = teach(cast(Job, job), 1, lessons)
+    assert set(history[-1]) == {"step", "code entropy", "code distance"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in codeformer.module.state_dict().items())
-    moved = {
-        name.split(".")[1] for name, tensor in trained.module.state_dict().items() if not tensor.equal(before[name])
-    }
+    moved = {name.split(".")[1] for name, tensor in module.state_dict().items() if not tensor.equal(before[name])}
     assert moved == set(LEARNS)
     right, _ = codes_of(codeformer.module, photos)
     with torch.no_grad():
         wrong_before, wrong_after = (
             F.cross_entropy(CodePredictor(copy.deepcopy(net))(photos * 0.5)[0].transpose(1, 2), right)
-            for net in (codeformer.module, trained.module)
+            for net in (codeformer.module, module)
         )
     assert wrong_after < wrong_before
 

@@ -21,14 +21,15 @@ rounds: 1
 generation: {candidates: 1, calls: 1}
 camera: {enabled: false, bank: 16}
 gate: {low_band: 9, spread: 9, quality: -99}  # blobs are no faces
-finetune: {steps: 2, batch: 2, camera_share: 0, replay_share: 0}
+finetune: {steps: 2, batch: 2, camera_share: 0, replay_share: 0, parts: PARTS}
 judge: {enabled: false}
 """
 FILES = {
-    "general_swinir_v1.ckpt": (restorer_files.swinir, "state_dict"),
-    "RealESRGAN_x4plus.pth": (restorer_files.rrdb, "params_ema"),
-    "NAFNet-SIDD-width64.pth": (restorer_files.nafnet, "params"),
+    "general_swinir_v1.ckpt": (restorer_files.swinir, "state_dict", "lora"),
+    "RealESRGAN_x4plus.pth": (restorer_files.rrdb, "params_ema", "decoder"),
+    "NAFNet-SIDD-width64.pth": (restorer_files.nafnet, "params", "default"),
 }
+"""File -> its network, the key it keeps the tensors under, and what trains here."""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def download(folder: Path, name: str) -> Path:
     """Lays down a small random network under the published file's name, wrapper and tensor names."""
     torch.manual_seed(0)
-    build, wrapper = FILES[name]
+    build, wrapper, _ = FILES[name]
     state = restorer_files.published_state(build())
     torch.save({wrapper: state}, folder / name)
     return folder / name
 
 
 def adapt(photos: Path, restorer: Path, folder: Path) -> int:
-    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "tiny.yaml").write_text(RECIPE.replace("PARTS", FILES[restorer.name][2]))
     command = ["--inputs", str(photos), "--aligned", "--no-tracking", "--recipe", str(folder / "tiny.yaml")]
     return main([*command, "--restorer", str(restorer), "--clean", str(photos), "--output", str(folder / "run")])
 
