@@ -22,6 +22,8 @@ from adapt.photos import printable
 # In the order they build on each other.
 NETWORKS = ("latents", "restorer", "removal", "prior", "control", "quality", "tone")
 
+NON_COMMERCIAL_HELP = "allow restorers whose licence forbids commercial use (see: adapt weights list)"
+
 MAIN_EPILOG = """\
 examples:
   adapt --inputs my_camera_faces/
@@ -46,7 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     command = commands.get(given[0]) if given else None
     try:
-        return command(given[1:]) if command else adapt_command(given)
+        try:
+            return command(given[1:]) if command else adapt_command(given)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return 1
     except UsageError as error:
         return _failed(error, 2)
     except AdaptError as error:
@@ -67,6 +75,7 @@ def adapt_command(given: list[str]) -> int:
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face: find nothing")
     parser.add_argument("--clean", type=Path, metavar="DIR", help="clean aligned faces to use in place of drawn ones")
     parser.add_argument("--restorer", default="compact", metavar="NAME|FILE", help="restorer to adapt")
+    parser.add_argument("--non-commercial", action="store_true", help=NON_COMMERCIAL_HELP)
     parser.add_argument("--prior", default="mini", metavar="NAME", help="diffusion prior")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (default: a database in the run folder)")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
@@ -84,6 +93,7 @@ def adapt_command(given: list[str]) -> int:
             aligned=options.aligned,
             clean=options.clean,
             restorer=options.restorer,
+            non_commercial=options.non_commercial,
             prior=options.prior,
             tracking_uri=options.tracking_uri,
             tracking=not options.no_tracking,
@@ -101,14 +111,20 @@ def restore_command(given: list[str]) -> int:
     parser = _parser("adapt restore", "Restores the faces in photos; the background is kept.", epilog)
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
     parser.add_argument(
-        "--restorer", type=Path, metavar="RUN|FILE", help="run folder, .safetensors or .onnx (default: embedded)"
+        "--restorer",
+        type=Path,
+        metavar="RUN|FILE|NAME",
+        help="run folder, .safetensors or .onnx, or a published one's name (default: embedded)",
     )
+    parser.add_argument("--non-commercial", action="store_true", help=NON_COMMERCIAL_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
     options = parser.parse_args(given)
     from adapt.restore import restore_from_files
 
-    summary = restore_from_files(options.photos, options.restorer, options.output, options.aligned)
+    summary = restore_from_files(
+        options.photos, options.restorer, options.output, options.aligned, options.non_commercial
+    )
     for photo, reason in summary.failed:
         print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
     for photo in summary.without_faces:

@@ -26,6 +26,7 @@ EXTRAS = {
     "ray": "generation on a cluster (--ray): pip install 'ray[tune]'",
     "facexlib": "a stronger face finder and identity scores: pip install facexlib",
     "spandrel": "published restorers as --restorer FILE: pip install spandrel",
+    "spandrel-extra-arches": "CodeFormer and FeMaSR, not for commercial use: pip install spandrel-extra-arches",
     "pillow-heif": "HEIC photos: pip install pillow-heif",
 }
 
@@ -37,9 +38,9 @@ def examine(say: Callable[[str], None]) -> int:
     for name in NEEDED:
         found = _version(name)
         healthy &= found is not None
-        say(f"  {name:14} {found or f'MISSING, needed: pip install {name}'}")
+        say(f"  {name:21} {found or f'MISSING, needed: pip install {name}'}")
     for name, purpose in EXTRAS.items():
-        say(f"  {name:14} {_version(name) or f'not installed, optional: {purpose}'}")
+        say(f"  {name:21} {_version(name) or f'not installed, optional: {purpose}'}")
     say(_accelerator())
     for what, load in (("prior mini", load_mini), ("removal and quality", load_quality), ("restorer", _compact)):
         try:

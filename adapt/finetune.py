@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from adapt.dataset import Lessons, draw_batch
 from adapt.losses import Adversary, Features, perceptual_loss, pixel_loss
 from adapt.seeds import seed_of
-from adapt.training import OnStep, Trained, TrainingPlan, train
+from adapt.training import OnStep, Trained, TrainingPlan, layout_of, train
 from recipes.schema import Finetune
 
 
@@ -26,25 +26,16 @@ def finetune(
     on_step: OnStep | None = None,
 ) -> Trained:
     """Trains a copy of `module` on `lessons`; see `adapt.training.train` for resuming and errors."""
-    plan = TrainingPlan(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        final_rate=settings.final_rate,
-        ema_decay=settings.ema_decay,
-        clip=settings.clip,
-        accumulate=settings.accumulate,
-        seed=seed,
-        save_seconds=15.0,
-    )
-    adversary = None
+    adversary, layout = None, layout_of(module)
     if settings.adversarial:
-        adversary = Adversary(accelerator.device, settings.learning_rate, seed_of("adversary", seed))
+        adversary = Adversary(
+            accelerator.device, settings.learning_rate, seed_of("adversary", seed), settings.adversarial_form
+        )
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(accelerator.device.type, enabled=False):
             batch = draw_batch(lessons, settings, generator)
-        restored = net(batch.lq.contiguous(memory_format=torch.channels_last)).float()
+        restored = net(batch.lq.contiguous(memory_format=layout)).float()
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:
             terms["perceptual"] = settings.perceptual * perceptual_loss(restored, batch.sharp, features)
@@ -55,4 +46,19 @@ def finetune(
         return terms
 
     extras = {} if adversary is None else {"adversary": adversary}
-    return train(module, losses, plan, accelerator, checkpoint, on_step, extras=extras)
+    return train(module, losses, plan_of(settings, seed), accelerator, checkpoint, on_step, extras=extras)
+
+
+def plan_of(settings: Finetune, seed: int) -> TrainingPlan:
+    """The recipe's settings as a plan of training."""
+    return TrainingPlan(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        final_rate=settings.final_rate,
+        ema_decay=settings.ema_decay,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        seed=seed,
+        save_seconds=15.0,
+    )

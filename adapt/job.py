@@ -31,7 +31,8 @@ from pseudo_targets.embedded import load_quality
 from pseudo_targets.zoo import UnknownPriorError, load_cleaner, load_prior
 from recipes.load import RecipeError, dump_recipe, load_recipe
 from recipes.schema import Recipe
-from restorers.zoo import LoadedRestorer, ZooError, load_restorer
+from restorers.codes import chooses_codes
+from restorers.zoo import LoadedRestorer, ZooError, at_input_size, load_restorer
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class JobOptions:
     aligned: bool = False
     clean: Path | None = None
     restorer: str = "compact"
+    non_commercial: bool = False
     prior: str = "mini"
     tracking_uri: str | None = None
     tracking: bool = True
@@ -167,13 +169,14 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     except RecipeError as error:
         faults.append(str(error))
     try:
-        restorer = load_restorer(options.restorer)
-        if restorer.spec.scale != 1:
-            faults.append(f"--restorer {options.restorer}: scale {restorer.spec.scale}, expected 1 (a face restorer)")
+        restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
+        faults += [] if recipe is None else _unfit(recipe, restorer)
     except ZooError as error:
         faults.append(f"--restorer: {error}")
     try:
         prior = load_prior(options.prior)
+        if recipe is not None and "size" not in recipe.faces.model_fields_set:
+            recipe = recipe.model_copy(update={"faces": recipe.faces.model_copy(update={"size": prior.resolution})})
         if recipe is not None and recipe.faces.size != prior.resolution:
             faults.append(f"faces.size {recipe.faces.size}: prior {options.prior!r} works at {prior.resolution} px")
         if recipe is not None and recipe.generation.control_strength > 0 and getattr(prior, "control", None) is None:
@@ -196,6 +199,18 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
     if faults or recipe is None or restorer is None:
         raise UsageError("; ".join(faults))
     return recipe, restorer
+
+
+def _unfit(recipe: Recipe, restorer: LoadedRestorer) -> list[str]:
+    """What the recipe asks of the restorer and it cannot do."""
+    settings, name, faults = recipe.finetune, restorer.spec.name, []
+    if settings.precision == "fp16" and not restorer.spec.half:
+        faults.append(f"finetune.precision fp16: {name} is not known to be safe in it, expected bf16 or no")
+    if settings.parts == "decoder" and not restorer.spec.decoder:
+        faults.append(f"finetune.parts decoder: it is not known which part of {name} that is, expected all or lora")
+    if settings.losses == "codes" and not chooses_codes(restorer.module):
+        faults.append(f"finetune.losses codes: {name} predicts no codes, expected image; codes is for CodeFormer")
+    return faults
 
 
 def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:
@@ -265,9 +280,10 @@ def _tracker(options: JobOptions, workspace: Workspace, uri: str) -> Tracker:
 def _ending(workspace: Workspace) -> str:
     record = json.loads(workspace.done.read_text(encoding="utf-8"))
     unchanged = "adaptation does not help here: the restorer is unchanged"
+    onnx = " (and .onnx)" if (workspace.root / "restorer.onnx").is_file() else ""
     lines = [
         "the restorer was adapted to this camera" if record["adapted"] else unchanged,
-        f"restorer: {workspace.root / 'restorer.safetensors'} (and .onnx)",
+        f"restorer: {workspace.root / 'restorer.safetensors'}{onnx}",
         f"report: {(workspace.root / 'report.html').resolve()}",
     ]
     if record["tracking_uri"]:

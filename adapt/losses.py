@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,18 @@ def perceptual_loss(restored: Tensor, target: Tensor, features: Features) -> Ten
     return torch.stack(terms).mean()
 
 
+def code_losses(scores: Tensor, features: Tensor, numbers: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of predicted codes, and squared distance of features to the right ones (CodeFormer's stage II).
+
+    Args:
+        scores: `[B, T, N]`, of each of N codes at T places.
+        features: `[B, C, h, w]`, what the encoder makes of the degraded image.
+        numbers: `[B, T]`, the right codes.
+        codes: `[B, C, h, w]`, the right codes as features; they take no gradient.
+    """
+    return F.cross_entropy(scores.float().transpose(1, 2), numbers), F.mse_loss(features.float(), codes.detach())
+
+
 class PatchDiscriminator(nn.Module):
     """Image -> a score for each patch; spectral normalisation keeps it stable without tuning (Miyato et al. 2018)."""
 
@@ -43,29 +55,40 @@ class PatchDiscriminator(nn.Module):
 
 
 class Adversary:
-    """A discriminator that trains beside the restorer; its real images are unpaired clean faces (hinge loss).
+    """A discriminator that trains beside the restorer; its real images are unpaired clean faces.
+
+    Args:
+        form: `hinge`, or `logistic` as in the first GAN (Goodfellow et al. 2014) and in DT-BFR's release.
 
     The discriminator's gradients never mix with the restorer's: each has its own backward pass, and the
     discriminator is frozen while the restorer learns from it.
     """
 
-    def __init__(self, device: torch.device, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self, device: torch.device, learning_rate: float, seed: int, form: Literal["hinge", "logistic"] = "hinge"
+    ) -> None:
         torch.manual_seed(seed)
+        self.form = form
         self.net = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), learning_rate, betas=(0.5, 0.99))
 
     def learn(self, restored: Tensor, real: Tensor) -> None:
         """One step of the discriminator."""
         self.net.requires_grad_(True)
-        loss = F.relu(1 - self.net(real)).mean() + F.relu(1 + self.net(restored.detach())).mean()
+        right, wrong = self.net(real), self.net(restored.detach())
+        if self.form == "hinge":
+            loss = F.relu(1 - right).mean() + F.relu(1 + wrong).mean()
+        else:
+            loss = F.softplus(-right).mean() + F.softplus(wrong).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.net.requires_grad_(False)
 
     def loss(self, restored: Tensor) -> Tensor:
-        """What the restorer minimises: minus the discriminator's score."""
-        return -self.net(restored).mean()
+        """What the restorer minimises: minus the discriminator's score, or its logistic loss with the sides changed."""
+        score: Tensor = self.net(restored)
+        return -score.mean() if self.form == "hinge" else F.softplus(-score).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser, for resuming."""

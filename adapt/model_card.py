@@ -109,7 +109,7 @@ def _loading(summary: RunSummary) -> str:
         file = summary.files.get(kind)
         return _code(os.path.relpath(file, summary.run_dir)) if file else default
 
-    weights, onnx = name("restorer", "restorer.safetensors"), name("onnx", "restorer.onnx")
+    weights = name("restorer", "restorer.safetensors")
     return f"""\
 On the command line, for aligned faces and whole photos:
 
@@ -126,12 +126,19 @@ restorer = ModelLoader().load_from_file({weights!r})
 restored = restorer(image)  # [1, 3, H, W], RGB, 0 to 1
 ```
 
+{_onnx(name("onnx", ""))}"""
+
+
+def _onnx(file: str) -> str:
+    if not file:
+        return "There is no ONNX file: this network could not be exported."
+    return f"""\
 With onnxruntime, without torch:
 
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession({onnx!r})
+session = onnxruntime.InferenceSession({file!r})
 (restored,) = session.run(None, {{session.get_inputs()[0].name: image}})  # numpy float32 [1, 3, H, W], RGB, 0 to 1
 ```"""
 

@@ -126,14 +126,18 @@ def restore_photos(
     return RestoreSummary(tuple(restored), tuple(without_faces), tuple(failed))
 
 
-def restore_from_files(inputs: Sequence[Path], restorer: Path | None, output: Path, aligned: bool) -> RestoreSummary:
+def restore_from_files(
+    inputs: Sequence[Path], restorer: Path | None, output: Path, aligned: bool, non_commercial: bool = False
+) -> RestoreSummary:
     """`restore_photos` with a restorer read from a run folder or file (the embedded one without), and the best finder.
+
+    `restorer` may also be a published restorer's name; `non_commercial` allows those that are not for commercial use.
 
     Raises:
         UsageError: the restorer cannot be loaded, or as `restore_photos`.
     """
     try:
-        runtime = load_runtime(restorer or EMBEDDED_COMPACT)
+        runtime = load_runtime(restorer or EMBEDDED_COMPACT, non_commercial=non_commercial)
     except RuntimeFailure as error:
         raise UsageError(f"--restorer: {error}") from error
     return restore_photos(inputs, runtime, output, None if aligned else load_finder(), aligned)

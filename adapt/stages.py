@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from adapt.cluster import Mapper
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons, colored_like, colored_where
 from adapt.finetune import finetune
+from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
 from adapt.generate import WorkerFactory, start_of
 from adapt.judge import judge, photographed_score, restore_all, scores_of
@@ -34,6 +36,8 @@ from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import ToneChange, find_tone, tone_of
 from recipes.schema import Recipe
 from restorers.degradations import GenericDegradation
+from restorers.parts import merged, pupil_of
+from restorers.published import PublishedRestorer
 from restorers.zoo import LoadedRestorer
 
 FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
@@ -145,17 +149,20 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
     accelerator = make_accelerator(job.device, settings.precision)
     removal = job.quality.removal.to(accelerator.device)
     with job.narrator.stage("finetune", settings.steps) as advance:
-        trained = finetune(
-            job.restorer.module.to(accelerator.device),
-            lessons,
-            settings,
-            removal.features,
-            accelerator,
-            job.workspace.round(number) / "finetune.pt",
-            seed_of("finetune", job.recipe.seed, number),
-            lambda step, _: advance(step),
-        )
-    return trained.module.cpu(), trained.losses
+        checkpoint, seed = job.workspace.round(number) / "finetune.pt", seed_of("finetune", job.recipe.seed, number)
+        restorer = job.restorer.module.to(accelerator.device)
+        if settings.losses == "codes":  # allowed only for restorers that predict codes
+            nets = cast(PublishedRestorer, restorer), cast(PublishedRestorer, job.base.module)
+            trained = finetune_codes(
+                *nets, lessons, settings, accelerator, checkpoint, seed, lambda step, _: advance(step)
+            )
+        else:
+            start = generator_of("lora", job.recipe.seed, number)
+            pupil = pupil_of(job.restorer, settings.parts, settings.rank, start)
+            trained = finetune(
+                pupil, lessons, settings, removal.features, accelerator, checkpoint, seed, lambda step, _: advance(step)
+            )
+    return merged(trained.module, restorer).cpu(), trained.losses
 
 
 def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[nn.Module, float]:

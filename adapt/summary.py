@@ -25,7 +25,7 @@ from adapt.workspace import write_jsonl
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.zoo import load_prior
 from recipes.load import dump_recipe
-from restorers.export import export_onnx
+from restorers.export import ExportError, export_onnx
 from restorers.zoo import is_non_commercial, save_restorer
 
 SHOWN = 12  # examples of each kind in the report
@@ -38,7 +38,18 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     with job.narrator.stage("export and report", 1) as advance:
         spec = adapted.restorer.spec
         save_restorer(adapted.restorer, files["restorer.safetensors"])
-        export_onnx(adapted.restorer.module, files["restorer.onnx"], spec.multiple_of, spec.minimum)
+        try:
+            export_onnx(
+                adapted.restorer.module,
+                files["restorer.onnx"],
+                spec.multiple_of,
+                spec.minimum,
+                name=spec.name,
+                licence=spec.licence,
+                tiles=adapted.restorer.tiles,
+            )
+        except ExportError as error:  # the weights serve all the same
+            job.narrator.say(f"no restorer.onnx: {error}")
         write_jsonl(job.workspace.manifest, manifest_rows(job, adapted))
         summary = summarise(job, adapted, inputs, command, seconds)
         write_model_card(summary, files["model_card.md"])
@@ -48,7 +59,8 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
         for path in (files["report.html"], files["model_card.md"], job.workspace.manifest, grid):
             job.tracker.artifact(path)
         job.tracker.model(files["restorer.safetensors"])
-        job.tracker.model(files["restorer.onnx"])
+        if files["restorer.onnx"].is_file():
+            job.tracker.model(files["restorer.onnx"])
         advance(1)
     return summary
 
@@ -57,6 +69,7 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
     """Collects what report and model card say."""
     gathered, root = job.gathered, job.workspace.root
     accepted, rejected = _target_examples(job, adapted)
+    onnx = root / "restorer.onnx"
     return RunSummary(
         inputs=inputs,
         command=command,
@@ -78,7 +91,7 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
         seconds=seconds,
         adapted=any(report.judgement.accepted for report in adapted.rounds),
         distance_to_base=distance(job.restorer.module, adapted.restorer.module),
-        files={"restorer": root / "restorer.safetensors", "onnx": root / "restorer.onnx"},
+        files={"restorer": root / "restorer.safetensors"} | ({"onnx": onnx} if onnx.is_file() else {}),
     )
 
 
@@ -188,15 +201,26 @@ def _tone_words(camera: LearnedCamera) -> str:
 
 def _licences(job: Job) -> dict[str, str]:
     spec, prior = job.restorer.spec, load_prior(job.prior)
-    remark = "" if spec.commercial else " (no commercial use; so is what you adapted)"
-    parts = {f"restorer {spec.name}": spec.licence + remark, f"prior {job.prior}": _terms(prior.licence)}
+    parts = {
+        f"restorer {spec.name}": (spec.licence, not spec.commercial),
+        f"prior {job.prior}": (prior.licence, is_non_commercial(prior.licence)),
+    }
     if job.cleaner is not None:
-        parts[f"stage 1 {job.cleaner.name}"] = _terms(job.cleaner.licence)
-    return parts
+        parts[f"stage 1 {job.cleaner.name}"] = (job.cleaner.licence, is_non_commercial(job.cleaner.licence))
+    lines = {name: licence + (" (no commercial use)" if forbids else "") for name, (licence, forbids) in parts.items()}
+    return {**lines, "what you adapted": consequence(parts)}
 
 
-def _terms(licence: str) -> str:
-    return licence + (" (no commercial use)" if is_non_commercial(licence) else "")
+def consequence(parts: dict[str, tuple[str, bool]]) -> str:
+    """What the licences of a run's parts, each with whether it forbids commercial use, mean for its result."""
+    forbidding = [name for name, (_, forbids) in parts.items() if forbids]
+    restricting = [name for name, (licence, _) in parts.items() if "openrail" in licence.lower()]
+    words = []
+    if forbidding:
+        words.append(f"no commercial use, because of {' and '.join(forbidding)}")
+    if restricting:
+        words.append(f"the use restrictions of OpenRAIL, which {' and '.join(restricting)} came under, must be kept")
+    return "; ".join(words) or "no restriction beyond the licences above"
 
 
 def _title(face: FaceRecord) -> str:

@@ -49,7 +49,12 @@ class Weights(Protocol):
     def commercial(self) -> bool: ...
 
 
-TABLE: tuple[Weights, ...] = (*priors.PUBLISHED, *priors.CLEANERS, *restorers.PUBLISHED)
+def _joined(*rows: Weights) -> tuple[Weights, ...]:
+    """Each name once: some files are both a restorer and stage 1 of a prior."""
+    return tuple({weights.name: weights for weights in rows}.values())
+
+
+TABLE = _joined(*priors.PUBLISHED, *priors.CLEANERS, *restorers.PUBLISHED)
 
 
 def weights_command(given: list[str]) -> int:
@@ -105,9 +110,9 @@ def list_weights(table: tuple[Weights, ...], say: Say) -> int:
         size = f"{weights.size / 1e6:.0f} MB" if weights.size else "? MB"
         state = "here" if place_of(weights).is_file() else "not here"
         terms = weights.licence if weights.commercial else f"{weights.licence}, non-commercial"
-        say(f"{weights.name:17} {state:9} {size:>7}  {terms}; {weights.purpose}")
-        say(f"{'':17} {weights.url}")
-        say(f"{'':17} sha256 {weights.sha256}")
+        say(f"{weights.name:20} {state:9} {size:>7}  {terms}; {weights.purpose}")
+        say(f"{'':20} {weights.url}")
+        say(f"{'':20} sha256 {weights.sha256}")
     say(f"kept in {printable(restorers.cache_folder())}")
     return 0
 
@@ -170,7 +175,7 @@ def verify_weights(table: list[Weights] | tuple[Weights, ...], say: Say) -> int:
         if not path.is_file():
             say(f"{weights.name}: not here")
             continue
-        record = _record_of(path)
+        record = restorers.record_of(path)
         kept = record.read_text(encoding="utf-8").strip() if record.is_file() else "unknown"
         expected = weights.sha256 if weights.sha256 != "unknown" else kept
         found = sha256_of(path)
@@ -208,12 +213,8 @@ def _recognised(file: Path, table: tuple[Weights, ...]) -> Weights:
     raise UsageError(f"{printable(file)}: not known by name or hash; say what it is with --as NAME, one of {names}")
 
 
-def _record_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
 def _record(path: Path) -> None:
-    write_text(_record_of(path), sha256_of(path) + "\n")
+    write_text(restorers.record_of(path), sha256_of(path) + "\n")
 
 
 def _progress(file: str) -> Callable[[int, int], None] | None:

@@ -52,7 +52,7 @@ PUBLISHED: tuple[PublishedWeights, ...] = (FFHQ512,)
 """Priors."""
 
 SWINIR_FACE = PublishedWeights(
-    name="swinir_face",
+    name="swinir-face",
     file="face_swinir_v1.ckpt",
     purpose="stage 1 of DiffBIR for faces, all versions (SwinIR of DifFace)",
     licence="S-Lab-1.0",
@@ -60,14 +60,14 @@ SWINIR_FACE = PublishedWeights(
     commercial=False,
 )
 SWINIR_GENERAL = PublishedWeights(
-    name="swinir_general",
+    name="swinir",
     file="general_swinir_v1.ckpt",
-    purpose="stage 1 of DiffBIR v1 for other photos (SwinIR, L2)",
+    purpose="restorer, and stage 1 of DiffBIR v1 for other photos (SwinIR, L2)",
     licence="Apache-2.0",
     url="https://huggingface.co/lxq007/DiffBIR/resolve/main/general_swinir_v1.ckpt",
 )
 SWINIR_REALESRGAN = PublishedWeights(
-    name="swinir_realesrgan",
+    name="swinir-realesrgan",
     file="realesrgan_s4_swinir_100k.pth",
     purpose="stage 1 of DiffBIR v2.1 for other photos (SwinIR, degradations of Real-ESRGAN)",
     licence="Apache-2.0",
@@ -76,19 +76,21 @@ SWINIR_REALESRGAN = PublishedWeights(
 BSRNET = PublishedWeights(
     name="bsrnet",
     file="BSRNet.pth",
-    purpose="stage 1 of DiffBIR v2 for other photos (RRDBNet, 4 x)",
-    licence="MIT",
+    purpose="blind super-resolution (RRDB, no GAN), 4 x, and stage 1 of DiffBIR v2 for other photos",
+    licence="Apache-2.0",
     url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRNet.pth",
 )
 SCUNET_PSNR = PublishedWeights(
-    name="scunet_psnr",
+    name="scunet",
     file="scunet_color_real_psnr.pth",
-    purpose="stage 1 of DiffBIR v2 for noise",
+    purpose="real-world denoising, and stage 1 of DiffBIR v2 for noise",
     licence="Apache-2.0",
     url="https://github.com/cszn/KAIR/releases/download/v1.0/scunet_color_real_psnr.pth",
+    size=71_982_841,
+    sha256="fa78899ba2caec9d235a900e91d96c689da71c42029230c2028b00f09f809c2e",
 )
 CLEANERS: tuple[PublishedWeights, ...] = (SWINIR_FACE, SWINIR_GENERAL, SWINIR_REALESRGAN, BSRNET, SCUNET_PSNR)
-"""Stage 1 of priors."""
+"""Stage 1 of priors; those that are also restorers by name have the same row in `restorers.downloads`."""
 
 
 def cache_folder() -> Path:

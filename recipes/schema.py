@@ -17,7 +17,7 @@ class Faces(_Section):
     """Which faces take part."""
 
     size: Annotated[int, Field(ge=64, multiple_of=32)] = 128
-    """Side in pixels of the aligned faces; must be what the prior was trained at."""
+    """Side in pixels of the aligned faces, what the prior was trained at; where it is not given it follows --prior."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the faces that only judges, chosen by content hash."""
     minimum: Annotated[int, Field(ge=4)] = 8
@@ -87,7 +87,7 @@ class Generation(_Section):
 
     stage1: Literal["restorer", "removal"] = "restorer"
     """What cleans the photo before the prior refines it: the current restorer, or the prior's degradation removal. That
-    is DiffBIR's published one for faces (`adapt weights fetch swinir_face`) or else the embedded one."""
+    is DiffBIR's published one for faces (`adapt weights fetch swinir-face`) or else the embedded one."""
     sampler: Literal["few_calls", "dt_bfr", "diffbir"] = "few_calls"
     """Few calls with the constraint on each predicted clean image; DT-BFR's released chain (ancestral, the prior's
     learned variance, constraint on the noisy sample), for which `eta` and guidance have no meaning; or DiffBIR's own,
@@ -200,12 +200,25 @@ class Finetune(_Section):
     """Share of each batch drawn as clean faces seen through the learned camera."""
     replay_share: Share = 0.125
     """Share of each batch drawn as accepted targets degraded again, half of them generically (against forgetting)."""
+    parts: Literal["default", "all", "decoder", "lora"] = "default"
+    """What trains: all but what the network's authors froze; everything; from the deepest features on; or low-rank
+    updates of every layer, which are merged into the weights."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the updates with `parts` lora."""
+    losses: Literal["image", "codes"] = "image"
+    """What is compared with the target: images, or, for CodeFormer, the codes that its transformer predicts."""
+    code_entropy: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the cross-entropy of predicted codes, with `losses` codes."""
+    code_distance: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the squared distance of the features to the right codes, with `losses` codes."""
     pixel: Annotated[float, Field(ge=0)] = 1.0
     """Weight of L1, times the confidence map on pseudo targets."""
     perceptual: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the distance in the features of degradation removal."""
     adversarial: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hinge loss of a small patch discriminator whose real images are the clean bank."""
+    """Weight of the loss of a small patch discriminator whose real images are the clean bank."""
+    adversarial_form: Literal["hinge", "logistic"] = "hinge"
+    """Loss of the discriminator; the logistic one is DT-BFR's."""
     blend: bool = True
     """Goes only as far from the first weights to the finetuned ones as helps to restore photographed targets."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -218,6 +231,8 @@ class Finetune(_Section):
             raise ValueError(
                 f"camera_share + replay_share is {total:g}, expected at most 1; what is left are the photos"
             )
+        if self.losses == "codes" and self.parts != "default":
+            raise ValueError(f"parts is {self.parts}, expected default: losses codes says itself what trains")
         return self
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 NOISE_MAP = 15 / 255  # the constant spandrel appends to the image; here it serves as the network's only bias
 MULTIPLE_OF = 8
 MINIMUM = 64
+DECODER = ("m_up3", "m_up2", "m_up1", "m_tail")
 WIDTHS = (4, 32, 48, 96)
 BLOCKS = (0, 0, 1, 2, 1, 1, 0)
 LEVELS = ("m_down1", "m_down2", "m_down3", "m_body", "m_up3", "m_up2", "m_up1")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from restorers.files import atomic_file
+from restorers.rewrites import exportable
 
 TOLERANCE = 1e-4  # far below half a grey level of 8 bits (2e-3)
 INPUT, OUTPUT = "image", "restored"
@@ -85,12 +86,13 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
     # Two images and unequal sides: torch.export takes a size of 1, and sizes that agree, for constants.
     example = torch.zeros(2, 3, side, side + multiple_of)
     batch, height, width = (torch.export.Dim(axis) for axis in ("batch", "height", "width"))
-    # torchvision is not needed here, and its absence is no news to the user.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    # torchvision is not needed here, and neither its absence nor what is not simplified is news to the user.
+    for noisy in ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     axes: dict[int, Any] = {0: batch, 2: multiple_of * height, 3: multiple_of * width}
     try:
         program = torch.onnx.export(
-            module,
+            exportable(module),
             (example,),
             dynamo=True,
             input_names=[INPUT],

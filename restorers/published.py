@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,12 +24,15 @@ class PublishedError(ValueError):
 class PublishedNet:
     """A network built from a published layout; fields as in `RestorerSpec` and `LoadedRestorer`."""
 
-    module: nn.Module
+    module: PublishedRestorer
     architecture: str
     scale: int
     multiple_of: int
     minimum: int
     tiles: bool
+    half: bool
+    trains: tuple[str, ...]
+    decoder: tuple[str, ...]
 
 
 class PublishedRestorer(nn.Module):
@@ -38,20 +42,32 @@ class PublishedRestorer(nn.Module):
         net: the published network.
         call: how this network is called on images in `[0, 1]`.
         side: the only side in pixels that the network takes, or None; other sizes are resampled to it and back.
+        shrink: by how much the result is made smaller again, by area: a network that enlarges 4 times and is shrunk
+            by 4 restores at the size of its input.
     """
 
-    def __init__(self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor], side: int | None) -> None:
+    def __init__(
+        self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor], side: int | None, shrink: int = 1
+    ) -> None:
         super().__init__()
         self.net = net
         self.call = call
         self.side = side
+        self.shrink = shrink
 
     def forward(self, image: Tensor) -> Tensor:
         if self.side is None:
-            return self.call(self.net, image)
-        inner = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
-        restored = self.call(self.net, inner)
+            restored = self.call(self.net, image)
+            return restored if self.shrink == 1 else F.avg_pool2d(restored, self.shrink)
+        restored = self.call(self.net, self.resampled(image)).float()
         return F.interpolate(restored, image.shape[-2:], mode="bilinear", antialias=True)
+
+    def resampled(self, image: Tensor) -> Tensor:
+        """The image at the only side that the network takes; as it is where there is none such."""
+        if self.side is None:
+            return image
+        image = image.float().contiguous()  # this filter knows no half precision on a CPU
+        return F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
 
 
 def _call_plain(net: nn.Module, image: Tensor) -> Tensor:
@@ -70,7 +86,8 @@ def _call_gfpgan(net: nn.Module, image: Tensor) -> Tensor:
     return (restored + 1) / 2
 
 
-def _call_restoreformer(net: nn.Module, image: Tensor) -> Tensor:
+def _call_signed(net: nn.Module, image: Tensor) -> Tensor:
+    """Networks that work in `[-1, 1]`; CodeFormer at its own fidelity weight, 0.5."""
     restored: Tensor = net(image * 2 - 1)[0]
     return (restored + 1) / 2
 
@@ -82,7 +99,8 @@ def _call_mixdehaze(net: nn.Module, image: Tensor) -> Tensor:
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "GFPGAN": _call_gfpgan,
-    "RestoreFormer": _call_restoreformer,
+    "RestoreFormer": _call_signed,
+    "CodeFormer": _call_signed,
     "FBCNN": _call_first,
     "MMRealSR": _call_first,
     "MixDehazeNet": _call_mixdehaze,
@@ -92,7 +110,41 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 UNSUPPORTED_CALLS = frozenset({"DRUNet", "DnCNN", "IPT", "RetinexFormer"})
 """Architectures whose call needs more than an image (a noise level, a task) or works for one image only."""
 
-FIXED_SIDE = {"GFPGAN": 512}
+MULTIPLES = {"SCUNet": 64}
+"""Multiples of the sides where spandrel states none because the network pads by itself, which no export can follow."""
+
+FIXED_SIDE = {"GFPGAN": 512, "RestoreFormer": 512, "CodeFormer": 512}
+SMALLEST = 32
+"""Smallest side in pixels of an image for the networks of `FIXED_SIDE`; there is no face in less."""
+
+TRAINS: dict[str, tuple[str, ...]] = {
+    # The StyleGAN2 prior stays, as in the authors' own training; `toRGB` is not part of the result.
+    "GFPGAN": ("conv_body_first", "conv_body_down", "final_conv", "conv_body_up", "final_linear", "condition_scale",
+               "condition_shift"),
+    # The dictionary stays.
+    "RestoreFormer": ("encoder", "quant_conv", "post_quant_conv", "decoder"),
+    # The codes are chosen, which passes no gradient: what is left to a loss on images is how far the photo is followed.
+    "CodeFormer": ("fuse_convs_dict",),
+    # Code book and decoder stay.
+    "FeMaSR": ("multiscale_encoder", "before_quant_group"),
+}  # fmt: skip
+"""Top-level modules that train; all of them where an architecture is not named."""
+
+DECODERS: dict[str, tuple[str, ...]] = {
+    "SwinIR": ("conv_after_body", "conv_before_upsample", "upsample", "conv_up1", "conv_up2", "conv_up3", "conv_hr",
+               "conv_HR", "conv_last"),
+    "ESRGAN": tuple(f"model.{index}" for index in range(2, 16)),
+    "SCUNet": ("m_up3", "m_up2", "m_up1", "m_tail"),
+    "NAFNet": ("decoders", "ups", "ending"),
+    "GFPGAN": ("stylegan_decoder",),
+    "RestoreFormer": ("post_quant_conv", "decoder"),
+    "CodeFormer": ("generator", "fuse_convs_dict"),
+    "FeMaSR": ("after_quant_group", "decoder_group", "out_conv"),
+}  # fmt: skip
+"""Parts between a network's deepest features and its image."""
+
+EXTRA = frozenset({"CodeFormer", "FeMaSR"})
+"""Architectures that spandrel keeps in a package of its own, because their code is not for commercial use."""
 
 
 def build(state: dict[str, Tensor]) -> PublishedNet:
@@ -102,11 +154,11 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         PublishedError: spandrel is not installed, the layout is unknown, or it is not an RGB -> RGB restorer.
     """
     try:
-        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+        from spandrel import ImageModelDescriptor, UnsupportedModelError
     except ImportError as error:
         raise PublishedError("not a compact restorer; other layouts need spandrel: pip install spandrel") from error
     try:
-        found = ModelLoader("cpu").load_from_state_dict(_in_float32(state))
+        found = _loader().load_from_state_dict(_in_float32(state))
     except UnsupportedModelError as error:
         raise PublishedError("no restorer that spandrel knows has this layout") from error
     except (RuntimeError, KeyError, IndexError, ValueError, AssertionError) as error:
@@ -118,15 +170,21 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
         raise PublishedError(f"{architecture} with these weights is not an RGB -> RGB restorer")
     if architecture in UNSUPPORTED_CALLS:
         raise PublishedError(f"{architecture} needs more than an image as its input and is not supported")
-    side = FIXED_SIDE.get(architecture)
+    side, trains = FIXED_SIDE.get(architecture), TRAINS.get(architecture, ())
     sizes = found.size_requirements
+    multiple_of = MULTIPLES.get(architecture, sizes.multiple_of)
+    for name, parameter in found.model.named_parameters():
+        parameter.requires_grad_(not trains or name.split(".")[0] in trains)
     return PublishedNet(
         module=PublishedRestorer(found.model, CALLS.get(architecture, _call_plain), side).eval(),
         architecture=architecture,
         scale=found.scale,
-        multiple_of=1 if side else sizes.multiple_of,
-        minimum=1 if side else max(sizes.minimum, sizes.multiple_of),
+        multiple_of=1 if side else multiple_of,
+        minimum=SMALLEST if side else max(sizes.minimum, multiple_of),
         tiles=side is None and found.tiling.name == "SUPPORTED",
+        half=found.supports_half,
+        trains=trains,
+        decoder=DECODERS.get(architecture, ()),
     )
 
 
@@ -138,6 +196,23 @@ def _restore_layout(net: Any, architecture: str) -> None:
     if architecture == "SwinIR" and net.start_unshuffle > 1:
         net.conv_first = nn.Sequential(nn.PixelUnshuffle(net.start_unshuffle), net.conv_first)
         net.start_unshuffle = 1
+
+
+def has_extra() -> bool:
+    """Whether the package with the architectures of `EXTRA` is installed."""
+    return find_spec("spandrel_extra_arches") is not None
+
+
+def _loader() -> Any:
+    """spandrel's loader, with the architectures of `EXTRA` where they are installed; its own registry is untouched."""
+    from spandrel import MAIN_REGISTRY, ModelLoader
+
+    registry = MAIN_REGISTRY.copy()
+    if has_extra():
+        from spandrel_extra_arches import EXTRA_REGISTRY
+
+        registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    return ModelLoader("cpu", registry=registry)
 
 
 def _in_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -139,7 +139,9 @@ def pad(image: Tensor, multiple_of: int, minimum: int) -> Tensor:
     return image
 
 
-def load_runtime(path: Path, device: str = "cpu", max_pixels: int = MAX_PIXELS) -> RuntimeRestorer:
+def load_runtime(
+    path: Path, device: str = "cpu", max_pixels: int = MAX_PIXELS, *, non_commercial: bool = False
+) -> RuntimeRestorer:
     """Loads a restorer for serving.
 
     Args:
@@ -147,6 +149,7 @@ def load_runtime(path: Path, device: str = "cpu", max_pixels: int = MAX_PIXELS) 
             folder the ONNX file is preferred on the CPU, where it is faster, and the weights on any other device.
         device: torch device of the weights; ONNX files run on the CPU.
         max_pixels: see `RuntimeRestorer`.
+        non_commercial: whether names whose licence forbids commercial use may be used.
 
     Raises:
         RuntimeFailure: nothing to load there, a damaged file, or a network that changes the size of images.
@@ -155,7 +158,7 @@ def load_runtime(path: Path, device: str = "cpu", max_pixels: int = MAX_PIXELS) 
         path = _in_run_folder(path, device)
     if path.suffix.lower() == ".onnx":
         return _load_onnx(path, max_pixels)
-    return _load_torch(path, device, max_pixels)
+    return _load_torch(path, device, max_pixels, non_commercial)
 
 
 def _in_run_folder(folder: Path, device: str) -> Path:
@@ -168,11 +171,11 @@ def _in_run_folder(folder: Path, device: str) -> Path:
     )
 
 
-def _load_torch(path: Path, device: str, max_pixels: int) -> RuntimeRestorer:
-    from restorers.zoo import ZooError, load_restorer
+def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) -> RuntimeRestorer:
+    from restorers.zoo import ZooError, at_input_size, load_restorer
 
     try:
-        loaded = load_restorer(path)
+        loaded = at_input_size(load_restorer(path, non_commercial=non_commercial))
     except ZooError as error:
         raise RuntimeFailure(str(error)) from error
     spec = loaded.spec

@@ -18,6 +18,9 @@ class RestorerSpec:
         source: where the weights come from.
         sha256: hash of the weights file, or "" when it is computed on first load.
         commercial: False when the licence forbids commercial use; the report then says so.
+        half: False when the network is not known to be safe in float16; bfloat16 is safe for all.
+        trains: the network's top-level modules that its authors train; empty when all of them do.
+        decoder: the network's modules between its deepest features and its image; empty when it is not known.
     """
 
     name: str
@@ -28,3 +31,6 @@ class RestorerSpec:
     source: str
     sha256: str = ""
     commercial: bool = True
+    half: bool = True
+    trains: tuple[str, ...] = ()
+    decoder: tuple[str, ...] = ()

@@ -7,22 +7,27 @@ A name is looked up in `RESTORERS`; anything else is a file of weights. Files ar
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from restorers import compact
-from restorers.files import atomic_file
+from restorers import compact, downloads
+from restorers.downloads import PublishedWeights
+from restorers.files import atomic_file, sha256_of
 from restorers.spec import RestorerSpec
+
+if TYPE_CHECKING:
+    from restorers.published import PublishedNet
 
 EMBEDDED_COMPACT = Path(__file__).parent / "weights" / "compact.safetensors"
 # What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
@@ -72,20 +77,73 @@ def load_embedded_compact() -> LoadedRestorer:
             licence="Apache-2.0",
             source="ships with adapt",
             sha256=loaded.spec.sha256,
+            decoder=compact.DECODER,
         ),
     )
 
 
-RESTORERS: dict[str, Callable[[], LoadedRestorer]] = {"compact": load_embedded_compact}
+def load_published(weights: PublishedWeights, architecture: str, scale: int) -> LoadedRestorer:
+    """A published restorer from the user's cache, where `adapt weights fetch` puts it.
 
-
-def load_restorer(name_or_path: str | Path) -> LoadedRestorer:
-    """Loads a restorer by its name in `RESTORERS`, or from a local file of weights.
+    Args:
+        weights: the row of `restorers.downloads`; its name, licence and address go into the spec.
+        architecture: what spandrel must recognise in the file.
+        scale: how many times larger the result is.
 
     Raises:
-        ZooError: unknown name, missing or unreadable file, or a network that is not an RGB restorer.
+        ZooError: the file is not there, not the published one, or holds another network; or a library is missing.
+    """
+    from restorers import published
+
+    try:
+        path = downloads.weights_path(weights)
+        if architecture in published.EXTRA and not published.has_extra():
+            raise ZooError(f"{weights.name}: {architecture} needs a library: pip install spandrel-extra-arches")
+        sha256 = downloads.checked_sha256(path, weights)
+    except (downloads.WeightsMissingError, downloads.WeightsChangedError) as error:
+        raise ZooError(str(error)) from error
+    net = _published_net(path, read_state(path)[0])
+    if (net.architecture, net.scale) != (architecture, scale):
+        raise ZooError(f"{path}: holds {net.architecture} x{net.scale}, expected {architecture} x{scale}")
+    facts = {"name": weights.name, "licence": weights.licence, "source": weights.url}
+    return _loaded(net, facts, sha256, weights.commercial)
+
+
+RESTORERS: dict[str, Callable[[], LoadedRestorer]] = {
+    "compact": load_embedded_compact,
+    "swinir": partial(load_published, downloads.SWINIR, "SwinIR", 1),
+    "swinir-gan": partial(load_published, downloads.SWINIR_GAN, "SwinIR", 1),
+    "bsrgan": partial(load_published, downloads.BSRGAN, "ESRGAN", 4),
+    "bsrnet": partial(load_published, downloads.BSRNET, "ESRGAN", 4),
+    "realesrgan": partial(load_published, downloads.REALESRGAN, "ESRGAN", 4),
+    "realesr-general-x4v3": partial(load_published, downloads.REALESR_GENERAL, "Compact", 4),
+    "scunet": partial(load_published, downloads.SCUNET, "SCUNet", 1),
+    "nafnet": partial(load_published, downloads.NAFNET, "NAFNet", 1),
+    "gfpgan-v1.4": partial(load_published, downloads.GFPGAN, "GFPGAN", 1),
+    "restoreformer": partial(load_published, downloads.RESTOREFORMER, "RestoreFormer", 1),
+    "codeformer": partial(load_published, downloads.CODEFORMER, "CodeFormer", 1),
+    "femasr": partial(load_published, downloads.FEMASR, "FeMaSR", 4),
+}
+NON_COMMERCIAL = {weights.name: weights.licence for weights in downloads.PUBLISHED if not weights.commercial}
+"""Names that are loaded only for those who ask for it, and their licences."""
+
+
+def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> LoadedRestorer:
+    """Loads a restorer by its name in `RESTORERS`, or from a local file of weights.
+
+    Args:
+        non_commercial: whether the names of `NON_COMMERCIAL` may be used.
+
+    Raises:
+        ZooError: unknown name, missing or unreadable file, a network that is not an RGB restorer, or one that is not
+            for commercial use and was not asked for.
     """
     text = str(name_or_path)
+    if text in NON_COMMERCIAL and not non_commercial:
+        raise ZooError(
+            f"{text}: its licence ({NON_COMMERCIAL[text]}) forbids commercial use, also of what is adapted from it; "
+            "if you can accept that, give --non-commercial"
+        )
     if text in RESTORERS:
         return RESTORERS[text]()
     path = Path(name_or_path)
@@ -107,32 +165,73 @@ def load_file(path: Path) -> LoadedRestorer:
         ZooError: the file cannot be read or holds no RGB restorer.
     """
     state, metadata = read_state(path)
-    licence = metadata.get("licence", "unknown (local file)")
-    module: nn.Module
+    facts = {"name": path.stem, "source": str(path), **metadata}
+    sha256 = sha256_of(path)
     try:
         module = compact.compact_from_state({name: tensor.float() for name, tensor in state.items()}).eval()
     except ValueError:  # some other layout
-        from restorers import published
-
-        try:
-            net = published.build(state)
-        except published.PublishedError as error:
-            raise ZooError(f"{path}: {error}") from error
-        module, scale, multiple_of, minimum, tiles = net.module, net.scale, net.multiple_of, net.minimum, net.tiles
-        licence = metadata.get("licence", f"unknown (local {net.architecture} file)")
-    else:
-        scale, multiple_of, minimum, tiles = 1, compact.MULTIPLE_OF, compact.MINIMUM, True
+        return _loaded(_published_net(path, state), facts, sha256)
+    licence = facts.get("licence", "unknown (local file)")
     spec = RestorerSpec(
-        name=metadata.get("name", path.stem),
-        scale=scale,
-        multiple_of=multiple_of,
-        minimum=minimum,
+        name=facts["name"],
+        scale=1,
+        multiple_of=compact.MULTIPLE_OF,
+        minimum=compact.MINIMUM,
         licence=licence,
-        source=metadata.get("source", str(path)),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        commercial=metadata.get("commercial") != "no" and not is_non_commercial(licence),
+        source=facts["source"],
+        sha256=sha256,
+        commercial=facts.get("commercial") != "no" and not is_non_commercial(licence),
+        decoder=compact.DECODER,
     )
-    return LoadedRestorer(module, spec, tiles)
+    return LoadedRestorer(module, spec)
+
+
+def at_input_size(restorer: LoadedRestorer) -> LoadedRestorer:
+    """The same network with a result of the input's size: what it enlarged is shrunk again, by area.
+
+    The result shares the weights; saved, it comes back the same. A restorer of scale 1 is returned as it is.
+    """
+    from restorers.published import PublishedRestorer
+
+    module, scale = restorer.module, restorer.spec.scale
+    if scale == 1 or not isinstance(module, PublishedRestorer):
+        return restorer
+    shrunk = PublishedRestorer(module.net, module.call, module.side, shrink=scale).eval()
+    return replace(restorer, module=shrunk, spec=replace(restorer.spec, scale=1))
+
+
+def _published_net(path: Path, state: dict[str, Tensor]) -> PublishedNet:
+    from restorers import published
+
+    try:
+        return published.build(state)
+    except published.PublishedError as error:
+        raise ZooError(f"{path}: {error}") from error
+
+
+def _loaded(net: PublishedNet, facts: dict[str, str], sha256: str, commercial: bool = True) -> LoadedRestorer:
+    """A published network with what `facts`, the metadata of its file, say of it."""
+    from restorers.published import EXTRA
+
+    licence = facts.get("licence", f"unknown (local {net.architecture} file)")
+    spec = RestorerSpec(
+        name=facts["name"],
+        scale=net.scale,
+        multiple_of=net.multiple_of,
+        minimum=net.minimum,
+        licence=licence,
+        source=facts["source"],
+        sha256=sha256,
+        commercial=commercial
+        and facts.get("commercial") != "no"
+        and net.architecture not in EXTRA
+        and not is_non_commercial(licence),
+        half=net.half,
+        trains=net.trains,
+        decoder=net.decoder,
+    )
+    loaded = LoadedRestorer(net.module, spec, net.tiles)
+    return at_input_size(loaded) if facts.get("size") == "kept" else loaded
 
 
 def save_restorer(restorer: LoadedRestorer, path: Path) -> None:
@@ -151,6 +250,7 @@ def save_restorer(restorer: LoadedRestorer, path: Path) -> None:
         "licence": spec.licence,
         "source": spec.source,
         "commercial": "yes" if spec.commercial else "no",
+        "size": "kept" if spec.scale == 1 else "enlarged",
     }
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -103,8 +103,9 @@ def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_image() -> Non
     assert image.grad is not None and image.grad.abs().sum() > 0
 
 
-def test_the_adversary_tells_real_from_restored_and_its_state_round_trips() -> None:
-    adversary = Adversary(CPU, 2e-3, seed=0)
+@pytest.mark.parametrize("form", ["hinge", "logistic"])
+def test_the_adversary_tells_real_from_restored_and_its_state_round_trips(form) -> None:
+    adversary = Adversary(CPU, 2e-3, 0, form)
     real, fake = blobs(8), torch.rand(8, 3, 32, 32, generator=gen(0))
     for _ in range(30):
         adversary.learn(fake, real)
@@ -113,3 +114,14 @@ def test_the_adversary_tells_real_from_restored_and_its_state_round_trips() -> N
     copy.load_state_dict(adversary.state_dict())
     torch.testing.assert_close(copy.net.eval()(real), adversary.net.eval()(real))
     assert all(p.grad is None or not p.requires_grad for p in adversary.net.parameters())
+
+
+def test_the_adversary_gives_the_restorer_the_gradient_of_its_form_and_keeps_none() -> None:
+    for form, expected in (("hinge", lambda s: -s.mean()), ("logistic", lambda s: (1 + (-s).exp()).log().mean())):
+        adversary = Adversary(CPU, 2e-3, 0, form)
+        adversary.net.eval().requires_grad_(False)
+        fake = blobs(2).requires_grad_()
+        torch.testing.assert_close(adversary.loss(fake), expected(adversary.net(fake)))
+        adversary.loss(fake).backward()
+        assert fake.grad is not None and fake.grad.abs().sum() > 0
+        assert all(parameter.grad is None for parameter in adversary.net.parameters())

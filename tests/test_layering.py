@@ -20,7 +20,7 @@ ALLOWED = {
 }
 # Heavy or optional: imported inside the function that needs them, so that nothing else pays for or requires them.
 LAZY = {"basicsr", "facexlib", "mlflow", "onnx", "onnxruntime", "onnxscript", "pillow_heif", "piq", "ray", "spandrel",
-        "torchvision"}
+        "spandrel_extra_arches", "torchvision"}
 HOMES = {
     "mlflow": {"adapt/tracking.py", "adapt/tracking_mlflow.py"},
     "ray": {"adapt/cluster.py", "adapt/cluster_ray.py", "adapt/tuning.py"},
@@ -30,7 +30,8 @@ NOT_WHEN_SERVING = {"diffusers", "accelerate", "transformers", "ray", "mlflow", 
 
 
 # Distributions whose import name is another.
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "pillow_heif": "pillow-heif", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "pillow_heif": "pillow-heif",
+                 "spandrel_extra_arches": "spandrel-extra-arches", "yaml": "pyyaml"}
 
 
 def sources(package: str) -> list[Path]:

@@ -153,7 +153,7 @@ def test_each_missing_unexpected_and_misshapen_tensor_is_named(cache):
 
 def test_the_file_may_lie_beside_the_prior_and_mini_has_none(cache):
     assert load_cleaner("mini") is None
-    with pytest.raises(WeightsMissingError, match="adapt weights fetch swinir_face"):
+    with pytest.raises(WeightsMissingError, match="adapt weights fetch swinir-face"):
         load_cleaner("diffbir-v1")
     put(SWINIR_FACE, cache, "diffbir")
     assert isinstance(load_cleaner("diffbir-v1"), Cleaner)
@@ -207,7 +207,7 @@ def test_a_job_takes_it_says_so_where_it_is_missing_and_refuses_a_damaged_one(ca
     output = capsys.readouterr()
     assert "embedded degradation removal" in "".join((output.out + output.err).split("\n")).replace("  ", " ")
     put(SWINIR_FACE, cache)
-    assert chosen().name == "swinir_face"
+    assert chosen().name == "swinir-face"
     (cache / "weights" / SWINIR_FACE.file).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UsageError, match=r"generation\.stage1 removal: .*face_swinir_v1\.ckpt"):
         chosen()

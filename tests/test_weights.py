@@ -103,6 +103,8 @@ def test_the_table_is_well_formed_and_joined_from_both_packages() -> None:
         assert weights.sha256 == "unknown" or len(bytes.fromhex(weights.sha256)) == 32
         assert weights.licence and weights.purpose
     assert {weights.name for weights in priors.PUBLISHED} <= set(PRIORS)
+    rows = {dataclasses.astuple(weights) for weights in (*priors.PUBLISHED, *priors.CLEANERS, *restorers.PUBLISHED)}
+    assert rows == {dataclasses.astuple(weights) for weights in TABLE}  # what both packages list, they list alike
 
 
 def test_both_packages_describe_and_keep_weights_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

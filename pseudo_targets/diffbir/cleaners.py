@@ -2,9 +2,9 @@
 
 | prior | faces | whole photos | noise alone |
 |---|---|---|---|
-| `diffbir-v1` | `swinir_face` | `swinir_general` | `swinir_general` |
-| `diffbir-v2` | `swinir_face` | `bsrnet` | `scunet_psnr` |
-| `diffbir-v2.1` | `swinir_face` | `swinir_realesrgan` | `swinir_realesrgan` |
+| `diffbir-v1` | `swinir-face` | `swinir` | `swinir` |
+| `diffbir-v2` | `swinir-face` | `bsrnet` | `scunet` |
+| `diffbir-v2.1` | `swinir-face` | `swinir-realesrgan` | `swinir-realesrgan` |
 
 The names are those of `adapt weights`; the files may also lie beside the prior's.
 """
