@@ -243,6 +243,8 @@ class Judge(_Section):
     """Without it every round is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
+    cleanness_loss: Annotated[float, Field(ge=0)] = 0.05
+    """How far restored photos may move away from clean faces, in standard deviations among these."""
     harm: Share = 0.4
     """Largest share of held-out photos that may get worse."""
 
