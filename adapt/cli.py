@@ -2,6 +2,7 @@
 
     adapt --inputs my_camera_faces/                                  fit a restorer to the camera that took these photos
     adapt restore photo.jpg --restorer adapt_runs/... --output out/  use it
+    adapt regenerate photo.jpg --prior diffbir-v2.1 --output out/    a published prior on whole photos, slow
     adapt weights list | fetch NAME | verify | import FILE           published weights of priors and restorers
     adapt recipes | adapt doctor | adapt pretrain ...                see `adapt COMMAND --help`
 
@@ -15,9 +16,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
+
+if TYPE_CHECKING:
+    from adapt.restore import RestoreSummary
 
 # In the order they build on each other.
 NETWORKS = ("latents", "restorer", "removal", "prior", "control", "quality", "tone")
@@ -30,7 +35,7 @@ examples:
   adapt --inputs scans/ --aligned --recipe quick --set finetune.steps=300
   adapt --inputs faces/ --clean clean_faces/ --ray auto
 
-other commands: adapt restore | recipes | weights | doctor | pretrain   (each has --help)
+other commands: adapt restore | regenerate | recipes | weights | doctor | pretrain   (each has --help)
 The same command continues a run that was stopped."""
 
 
@@ -41,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
         "restore": restore_command,
+        "regenerate": regenerate_command,
         "recipes": recipes_command,
         "weights": weights_command,
         "doctor": doctor_command,
@@ -125,13 +131,16 @@ def restore_command(given: list[str]) -> int:
     summary = restore_from_files(
         options.photos, options.restorer, options.output, options.aligned, options.non_commercial
     )
-    for photo, reason in summary.failed:
-        print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
-    for photo in summary.without_faces:
-        print(f"no face found: {printable(photo)}", file=sys.stderr)
     faces = sum(photo.faces for photo in summary.restored)
-    print(f"restored {faces} faces in {len(summary.restored)} photos -> {printable(options.output)}")
-    return summary.exit_code
+    return _tell(summary, f"restored {faces} faces in {len(summary.restored)} photos -> {printable(options.output)}")
+
+
+def regenerate_command(given: list[str]) -> int:
+    """`adapt regenerate`: a DiffBIR prior on whole photos."""
+    from adapt.prior_photos import restore_with_prior
+
+    summary = restore_with_prior(given)
+    return _tell(summary, f"regenerated {len(summary.restored)} photos")
 
 
 def recipes_command(given: list[str]) -> int:
@@ -221,6 +230,16 @@ def _command_line(given: list[str]) -> str:
     import shlex
 
     return "adapt " + " ".join(shlex.quote(os.fsencode(word).decode("utf-8", "backslashreplace")) for word in given)
+
+
+def _tell(summary: RestoreSummary, line: str) -> int:
+    """Prints what became of the photos; returns the exit code."""
+    for photo, reason in summary.failed:
+        print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
+    for photo in summary.without_faces:
+        print(f"no face found: {printable(photo)}", file=sys.stderr)
+    print(line)
+    return summary.exit_code
 
 
 def _failed(error: object, code: int) -> int:

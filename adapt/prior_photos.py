@@ -1,7 +1,7 @@
 """Whole photos restored by a DiffBIR prior itself, as its authors publish it: faces, and what is around them.
 
-    python -m adapt.prior_photos old/*.jpg --prior diffbir-v2.1 --output restored/
-    python -m adapt.prior_photos small.png --prior diffbir-v2 --upscale 4 --set generation.tiles.denoiser=512
+    adapt regenerate old/*.jpg --prior diffbir-v2.1 --output restored/
+    adapt regenerate small.png --prior diffbir-v2 --upscale 4 --output large/ --set generation.tiles.denoiser=512
 
 Slow, and what it draws is a guess; a restorer fitted with `adapt --inputs` is what serves. It takes the settings of a
 recipe's `generation` (default: recipe `diffbir`).
@@ -10,7 +10,6 @@ recipe's `generation` (default: recipe `diffbir`).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.errors import AdaptError, UsageError
+from adapt.errors import UsageError
 from adapt.faces import FaceFinder, align, load_finder, paste_back
 from adapt.generate import recoloured
-from adapt.photos import printable
 from adapt.prior_setup import PriorTexts, faults_of, placed, sampled_as_diffbir, texts_for
 from adapt.restore import RestoreSummary, restore_photos
 from adapt.seeds import generator_of
@@ -119,13 +117,13 @@ def load_prior_restorer(
 
 
 def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
-    """The command of this module, with its arguments.
+    """The command `adapt regenerate`, with its arguments.
 
     Raises:
         UsageError: it cannot be carried out as given.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m adapt.prior_photos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="adapt regenerate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
     parser.add_argument("--prior", required=True, metavar="NAME", help="diffbir-v1, diffbir-v2 or diffbir-v2.1")
@@ -153,23 +151,3 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True)
-
-
-def main() -> int:
-    """Runs the command; returns its exit code."""
-    try:
-        summary = restore_with_prior(sys.argv[1:])
-    except UsageError as error:
-        print(f"adapt: {error}", file=sys.stderr)
-        return 2
-    except AdaptError as error:
-        print(f"adapt: {error}", file=sys.stderr)
-        return 1
-    for photo, reason in summary.failed:
-        print(f"not restored: {printable(photo)}: {reason}", file=sys.stderr)
-    print(f"restored {len(summary.restored)} photos")
-    return summary.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

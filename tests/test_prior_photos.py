@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt import prior_photos
+from adapt.cli import main
 from adapt.errors import UsageError
 from adapt.faces import Face
 from adapt.photos import read_photo, write_photo
@@ -123,11 +124,11 @@ def test_tiles_change_little_and_another_seed_much() -> None:
     assert 0 < (in_tiles - plain).square().mean() < (other - plain).square().mean()
 
 
-def test_the_command_writes_photos(tmp_path: Path) -> None:
+def test_the_command_writes_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photo(tmp_path / "photo.png", photo())
     words = [str(tmp_path / "photo.png"), "--prior", NAME, "--output", str(tmp_path / "out"), "--device", "cpu"]
-    summary = restore_with_prior([*words, "--set", "generation.calls=1", "--upscale", "0.5"])
-    assert summary.exit_code == 0
+    assert main(["regenerate", *words, "--set", "generation.calls=1", "--upscale", "0.5"]) == 0
+    assert "regenerated 1 photos" in capsys.readouterr().out
     assert read_photo(tmp_path / "out" / "photo.png").shape == (1, 3, 60, 75)
 
 
