@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adapt.errors import AdaptError
-from adapt.workspace import sha256_of
+from restorers.files import sha256_of
 
 BLOCK = 1 << 20
 ATTEMPTS = 5

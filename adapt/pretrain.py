@@ -23,7 +23,7 @@ from adapt.photos import read_photo, write_photo
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
 from adapt.seeds import generator_of
 from adapt.training import TrainingPlan, choose_device, make_accelerator, train
-from adapt.workspace import sha256_of, write_json, write_tensors, write_text
+from adapt.workspace import write_json, write_tensors, write_text
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.embedded import load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
@@ -31,6 +31,7 @@ from pseudo_targets.quality import RANGE, fit_quality, graded_images
 from pseudo_targets.tone import tone_of, tone_statistics
 from restorers.compact import load_compact
 from restorers.degradations import GenericDegradation, resize
+from restorers.files import sha256_of
 
 Say = Callable[[str], None]
 DEFAULTS = {

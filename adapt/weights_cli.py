@@ -12,10 +12,10 @@ from typing import Protocol
 from adapt.download import DownloadError, download, matches
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
-from adapt.workspace import sha256_of, write_text
+from adapt.workspace import write_text
 from pseudo_targets import downloads as priors
 from restorers import downloads as restorers
-from restorers.files import atomic_file
+from restorers.files import atomic_file, sha256_of
 
 Say = Callable[[str], None]
 EPILOG = """\

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from restorers.files import atomic_file
+from restorers.files import atomic_file, sha256_of
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,15 +50,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Workspace:

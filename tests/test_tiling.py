@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pseudo_targets.consistency import Reference, RestorationGuidance
@@ -12,7 +11,7 @@ from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.latents import AutoencoderLatents, CodecTiles, TiledLatents
 from pseudo_targets.shared_norms import measure, shared
 from pseudo_targets.tiling import TilesError, blended
-from tests.tiny import blobs
+from tests.tiny import blobs, tiny_autoencoder
 
 SIDE, TILE = 128, 64
 TILES = CodecTiles(TILE, TILE)
@@ -20,15 +19,7 @@ TILES = CodecTiles(TILE, TILE)
 
 def autoencoder(*, plain: bool = False) -> AutoencoderLatents:
     """A tiny autoencoder; a plain one is convolutions only: without norms, and without attention in the middle."""
-    torch.manual_seed(0)
-    net = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
+    net = tiny_autoencoder()
     if plain:
         for half in (net.encoder, net.decoder):
             half.mid_block.attentions[0] = None

@@ -29,8 +29,13 @@ def tiny_patch_prior(size: int = 32) -> LatentPrior:
 
 def tiny_autoencoder_prior(size: int = 32) -> LatentPrior:
     """The same path over diffusers' `AutoencoderKL`, as Stable Diffusion based priors use it."""
+    return _prior(AutoencoderLatents(tiny_autoencoder().eval().requires_grad_(False)), 4, size // 2, size)
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    """Random weights; halves the sides."""
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -38,7 +43,6 @@ def tiny_autoencoder_prior(size: int = 32) -> LatentPrior:
         norm_num_groups=4,
         layers_per_block=1,
     )
-    return _prior(AutoencoderLatents(autoencoder.eval().requires_grad_(False)), 4, size // 2, size)
 
 
 def _prior(codec: torch.nn.Module, channels: int, grid: int, size: int) -> LatentPrior:
