@@ -46,7 +46,7 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
 
 
 def read_layout(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
-    """Names and shapes of `read_checkpoint`, as tensors without values, in the memory of one tensor.
+    """Names and shapes of `read_checkpoint`, as tensors without values; the values are not read.
 
     Raises:
         CheckpointError: as `read_checkpoint`.
