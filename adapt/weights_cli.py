@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from adapt.download import PlaceError, download, is_begun, matches
@@ -189,7 +190,8 @@ def _verified(path: Path, weights: Weights) -> str:
     if published != "unknown":
         return "as published"
     known = f"sha256 {digest}; no hash is known to compare it with" if expected == "unknown" else "unchanged"
-    return "; ".join(filter(None, (known, _fitting(path, weights, path.suffix))))
+    fits = _fitting(path, weights, path.suffix) or _fitting_restorer(weights)
+    return "; ".join(filter(None, (known, fits)))
 
 
 def _check(arrived: Path, weights: Weights, path: Path) -> None:
@@ -213,6 +215,21 @@ def _fitting(path: Path, weights: Weights, suffix: str) -> str:
     except WeightsError as error:
         text = str(error)
         raise AdaptError(text if len(text) < LONGEST else f"{text[:LONGEST]} ...") from error
+
+
+def _fitting_restorer(weights: Weights) -> str:
+    """What loading a restorer from the cache, as a run would, says of its file; "" for what is no restorer."""
+    from restorers.zoo import RESTORERS, ZooError
+
+    if weights.name not in RESTORERS:
+        return ""
+    if find_spec("spandrel") is None or (weights.name == "femasr" and find_spec("spandrel_extra_arches") is None):
+        return "its network is not checked without spandrel and, for some, spandrel-extra-arches"
+    try:
+        RESTORERS[weights.name]()
+    except ZooError as error:
+        raise AdaptError(str(error)) from error
+    return "is the network it should be"
 
 
 def _recognised(file: Path, table: Sequence[Weights]) -> Weights:

@@ -33,6 +33,7 @@ from pseudo_targets.downloads import (
     SWINIR_FACE,
     PublishedWeights,
 )
+from restorers.downloads import record_of
 from tests.diffbir_files import TINY, base_state, control_state, put_files, put_vocabulary, whole_state
 from tests.test_stage1 import tiny_swinir
 from tests.weights_server import CONTENT, Server, dead_url, serving
@@ -273,3 +274,17 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_mirror(server: Server,
     with pytest.raises(PlaceError, match=r"v2\.pth: cannot be written \(.*\); set ADAPT_CACHE"):
         fetch_weights(row_at(server.url), quiet)
     assert server.ranges == []
+
+
+def test_verify_loads_a_restorer_without_a_published_hash(cache: Path) -> None:
+    pytest.importorskip("spandrel")
+    (weights,) = chosen(["swinir-gan"])
+    place_of(weights).parent.mkdir(parents=True)
+    torch.save({"state_dict": tiny_swinir().state_dict()}, place_of(weights))
+    said: list[str] = []
+    assert verify_weights([weights], said.append) == 0
+    assert said[0].endswith("is the network it should be")
+    record_of(place_of(weights)).unlink()
+    torch.save({"weight": torch.zeros(1)}, place_of(weights))
+    assert verify_weights([weights], said.append) == 1
+    assert "no restorer that spandrel knows" in said[1]
