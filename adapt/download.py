@@ -75,6 +75,12 @@ def is_begun(url: str, path: Path) -> bool:
     return _part(path).is_file() and _version(_tag(path), url) != ""
 
 
+def forget(path: Path) -> None:
+    """Removes what a `download` to `path` that was cut has left."""
+    for left in (_part(path), _tag(path)):
+        left.unlink(missing_ok=True)
+
+
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from adapt.download import PlaceError, download, is_begun, matches
+from adapt.download import PlaceError, download, forget, is_begun, matches
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
 from adapt.weights_table import (
@@ -118,6 +118,8 @@ def fetch_weights(weights: Weights, say: Say) -> Path:
         except AdaptError as error:
             faults.append(f"{url} ({error})")
             continue
+        for other in {place_for(weights, url) for url in addresses(weights)} - {path}:
+            forget(other)
         _record(path)
         say(f"{weights.name}: fetched from {url}, {printable(path)}")
         return path

@@ -140,6 +140,16 @@ def test_a_part_from_another_address_is_not_gone_on_with(server: Server, monkeyp
         assert other.ranges == [None]
 
 
+def test_a_part_under_the_other_name_is_removed(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapt.download.ATTEMPTS", 1)
+    server.content, server.cuts, server.cut = content(control_state()), 1, 1000
+    fetch_weights(row_at(served(server, "v2.pth"), served(server, "v2.safetensors")), quiet)
+    assert {path.name for path in (cache / "diffbir").iterdir() if path.suffix != ".lock"} == {
+        "v2.safetensors",
+        "v2.safetensors.sha256",
+    }
+
+
 def test_when_every_mirror_fails_one_line_says_what_to_do(server: Server, cache: Path) -> None:
     addresses = (dead_url(), served(server, "v2-1_512-ema-pruned.safetensors"))  # the second holds another file
     with pytest.raises(AdaptError) as caught:
