@@ -14,7 +14,7 @@ from adapt.face_retina import WEIGHTS_NAME, find_weights
 from adapt.faces import load_finder
 from adapt.identity import WEIGHTS as IDENTITY_WEIGHTS
 from adapt.training import mixed_precision
-from adapt.weights_cli import TABLE, place_of
+from adapt.weights_table import TABLE, file_of
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.embedded import load_mini, load_quality
 from restorers.zoo import ZooError, load_restorer
@@ -57,7 +57,7 @@ def examine(say: Callable[[str], None]) -> int:
     for name in (WEIGHTS_NAME, IDENTITY_WEIGHTS):
         path = find_weights(name)
         say(f"weights {name}: {path or 'not here, optional: put it into ~/.cache/adapt/facexlib'}")
-    here = [weights.name for weights in TABLE if place_of(weights).is_file()]
+    here = [weights.name for weights in TABLE if file_of(weights) is not None]
     say(f"published weights: {', '.join(here) or 'none'} here; see `adapt weights list`")
     say("ready: adapt --inputs DIR" if healthy else "not ready: see the lines above")
     return 0 if healthy else 1

@@ -5,6 +5,7 @@ Proxies are taken from the environment (`HTTPS_PROXY`, `NO_PROXY`), as urllib re
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import urllib.error
@@ -22,12 +23,17 @@ ATTEMPTS = 5
 """How often a cut connection is taken up again within one call."""
 SECONDS = 30.0
 """How long a silent server is waited for."""
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 Progress = Callable[[int, int], None]
 """(bytes that are here, bytes in all or 0) -> None."""
 
 
 class DownloadError(AdaptError):
     """A file could not be fetched; what has arrived is kept and the next call goes on from there."""
+
+
+class PlaceError(AdaptError):
+    """A file cannot be put where it belongs, wherever it is fetched from."""
 
 
 def download(url: str, path: Path, check: Callable[[Path], None], progress: Progress | None = None) -> None:
@@ -37,10 +43,11 @@ def download(url: str, path: Path, check: Callable[[Path], None], progress: Prog
         check: raises when the complete file must not be kept; it is then removed.
 
     Raises:
-        DownloadError: no connection, a refusal, a connection that keeps breaking, or another process at the same file.
+        DownloadError: no connection, a refusal, or a connection that keeps breaking.
+        PlaceError: another process is at the same file, or the disk refuses it.
         AdaptError: raised by `check`.
     """
-    part, tag = path.with_name(path.name + ".part"), path.with_name(path.name + ".tag")
+    part, tag = _part(path), _tag(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock"), timeout=0):
@@ -54,9 +61,39 @@ def download(url: str, path: Path, check: Callable[[Path], None], progress: Prog
                 tag.unlink(missing_ok=True)
             part.replace(path)
     except Timeout as error:
-        raise DownloadError(f"{path}: another process is fetching it; wait for it to end") from error
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise PlaceError(f"{path}: another process is fetching it; wait for it to end") from error
+    except (urllib.error.URLError, http.client.HTTPException) as error:
         raise DownloadError(_reason(error)) from error
+    except OSError as error:
+        if error.filename is not None or error.errno in DISK:
+            raise PlaceError(f"{path}: cannot be written ({error.strerror}); set ADAPT_CACHE") from error
+        raise DownloadError(_reason(error)) from error
+
+
+def is_begun(url: str, path: Path) -> bool:
+    """Whether a `download` from `url` to `path` was cut and can go on."""
+    return _part(path).is_file() and _version(_tag(path), url) != ""
+
+
+def forget(path: Path) -> None:
+    """Removes what a `download` to `path` that was cut has left."""
+    for left in (_part(path), _tag(path)):
+        left.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _tag(path: Path) -> Path:
+    """Names the version of the file that the part is a piece of, and where it came from, each on a line."""
+    return path.with_name(path.name + ".tag")
+
+
+def _version(tag: Path, url: str) -> str:
+    """The version that the part has at `url`; "" when it came from elsewhere, where versions are named otherwise."""
+    version, _, origin = tag.read_text(encoding="utf-8").partition("\n") if tag.is_file() else ("", "", "")
+    return version if origin.strip() == url else ""
 
 
 def _fetch_all(url: str, part: Path, tag: Path, progress: Progress | None) -> None:
@@ -81,7 +118,8 @@ def _fetch_rest(url: str, part: Path, tag: Path, progress: Progress | None) -> i
             raise http.client.HTTPException(f"asked for the bytes from {here} on and got others")
         length = response.headers.get("Content-Length")
         total = here + int(length) if length else 0
-        tag.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "", encoding="utf-8")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        tag.write_text(f"{version}\n{url}\n", encoding="utf-8")
         with part.open("ab" if resumed else "wb") as file:
             try:
                 while block := response.read(BLOCK):
@@ -100,7 +138,7 @@ def _fetch_rest(url: str, part: Path, tag: Path, progress: Progress | None) -> i
 def _opened(url: str, part: Path, tag: Path) -> http.client.HTTPResponse:
     """Asks for the rest if it is known to be the same file (`If-Range`), else for all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": "adapt", "Accept-Encoding": "identity"})
-    version = tag.read_text(encoding="utf-8") if tag.exists() else ""
+    version = _version(tag, url)
     if part.exists() and part.stat().st_size and version and not version.startswith("W/"):
         request.add_header("Range", f"bytes={part.stat().st_size}-")
         request.add_header("If-Range", version)

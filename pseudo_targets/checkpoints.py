@@ -42,16 +42,28 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, holds code or something else than tensors.
     """
+    return _read(path, suffix, "cpu")
+
+
+def read_layout(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
+    """Names and shapes of `read_checkpoint`, as tensors without values; the values are not read.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    return _read(path, suffix, "meta")
+
+
+def _read(path: Path, suffix: str | None, device: str) -> dict[str, Tensor]:
     kind = (suffix or path.suffix).lower()
     if kind not in SUFFIXES:
         raise CheckpointError(f"{path}: got suffix {kind!r}, expected one of {', '.join(SUFFIXES)}")
     try:
         if kind == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = _read_safetensors(path, device)
         else:
             with torch.serialization.safe_globals([(_Inert, name) for name in NAMES_ONLY]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
@@ -60,6 +72,14 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: damaged ({reason}); fetch it again") from error
     return _unwrapped(path, content)
+
+
+def _read_safetensors(path: Path, device: str) -> object:
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if device == "meta":
+            return {name: torch.empty(file.get_slice(name).get_shape(), device=device) for name in names}
+        return {name: file.get_tensor(name) for name in names}
 
 
 def load_strictly(module: M, tensors: dict[str, Tensor], origin: Path) -> M:

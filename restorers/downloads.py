@@ -37,6 +37,8 @@ class PublishedWeights:
         size: bytes, or 0 when unknown.
         sha256: hash of the file, or "unknown".
         commercial: False when the licence forbids commercial use.
+        mirrors: further addresses, asked in this order after `url`; one may hold the same tensors as `.safetensors`.
+        folder: where it is kept, below the cache.
     """
 
     name: str
@@ -47,6 +49,8 @@ class PublishedWeights:
     size: int = 0
     sha256: str = "unknown"
     commercial: bool = True
+    mirrors: tuple[str, ...] = ()
+    folder: str = "weights"
 
 
 SWINIR = PublishedWeights(
@@ -170,7 +174,7 @@ def weights_path(weights: PublishedWeights) -> Path:
     Raises:
         WeightsMissingError: it is not there.
     """
-    path = cache_folder() / weights.file
+    path = cache_folder().parent / weights.folder / weights.file
     if not path.is_file():
         raise WeightsMissingError(
             f"{weights.file}, the weights of {weights.name!r}, is not here: run `adapt weights fetch {weights.name}`; "

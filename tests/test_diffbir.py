@@ -17,7 +17,7 @@ from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
 from pseudo_targets.diffbir.sampling import Settings, SettingsError, restore
-from pseudo_targets.downloads import WeightsError
+from pseudo_targets.downloads import SETS, WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
@@ -50,6 +50,7 @@ def test_missing_files_are_named_with_the_place_to_put_them(name, tmp_path, monk
     assert str(tmp_path / "diffbir") in text
     assert ".ckpt and " in text
     assert ("face_full_v1.ckpt alone" in text) == (name == "diffbir-v1")
+    assert f"`adapt weights fetch {' '.join(weights.name for weights in SETS[name])}`" in text
 
 
 def test_only_what_is_missing_is_asked_for(tmp_path):
@@ -57,6 +58,7 @@ def test_only_what_is_missing_is_asked_for(tmp_path):
     with pytest.raises(WeightsError) as error:
         load_diffbir(NAME, tmp_path, TINY)
     assert BASE in one_line(error) and CONTROL not in one_line(error)
+    assert "`adapt weights fetch sd21-zsnr`" in one_line(error)
 
 
 def test_converted_once_then_the_published_files_are_not_needed(tmp_path):

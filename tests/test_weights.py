@@ -3,81 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from adapt import weights_cli
+from adapt import weights_table
 from adapt.cli import main
 from adapt.errors import AdaptError, UsageError
-from adapt.weights_cli import TABLE, fetch_weights, import_weights, list_weights, verify_weights
+from adapt.weights_cli import fetch_weights, import_weights, list_weights, verify_weights
+from adapt.weights_table import TABLE, addresses, file_names
 from pseudo_targets import downloads as priors
 from pseudo_targets.zoo import PRIORS
 from restorers import downloads as restorers
 from restorers.downloads import PublishedWeights
-
-CONTENT = save({"weight": torch.arange(50_000, dtype=torch.float32)})
-DIGEST = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `content` with ranges; cuts the connection after `cut` bytes the first `cuts` times."""
-
-    daemon_threads = True
-    content, etag, cut, cuts = CONTENT, '"one"', 60_000, 0
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/tiny.safetensors"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
-        start = 0
-        if asked and self.headers.get("If-Range") == self.server.etag:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-        rest = self.server.content[start:]
-        if start >= len(self.server.content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(rest)))
-        self.send_header("ETag", self.server.etag)
-        if start:
-            whole = len(self.server.content)
-            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
-        self.end_headers()
-        if self.server.cuts > 0:
-            self.server.cuts -= 1
-            rest = rest[: self.server.cut]
-        self.wfile.write(rest)
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        """Keeps the test's output clean."""
+from tests.weights_server import CONTENT, DIGEST, Server, dead_url, serving
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with serving() as running:
         yield running
-        running.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def row(url: str, sha256: str = DIGEST, file: str = "tiny.safetensors") -> PublishedWeights:
-    return PublishedWeights("tiny", file, "a test", "MIT", url, len(CONTENT), sha256)
+    size = 0 if sha256 == "unknown" else len(CONTENT)
+    return PublishedWeights("tiny", file, "a test", "MIT", url, size, sha256)
 
 
 def quiet(_: str) -> None:
@@ -99,11 +49,14 @@ def quiet(_: str) -> None:
 def test_the_table_is_well_formed_and_joined_from_both_packages() -> None:
     assert len({weights.name for weights in TABLE}) == len({weights.file for weights in TABLE}) == len(TABLE)
     for weights in TABLE:
-        assert weights.url.startswith("https://") and weights.url.endswith(weights.file)
+        assert all(url.startswith("https://") for url in addresses(weights))
+        assert {Path(url).name for url in addresses(weights)} <= set(file_names(weights))
+        assert weights.url.endswith(f"/{weights.file}")
         assert weights.sha256 == "unknown" or len(bytes.fromhex(weights.sha256)) == 32
         assert weights.licence and weights.purpose
     assert {weights.name for weights in priors.PUBLISHED} <= set(PRIORS)
-    rows = {dataclasses.astuple(weights) for weights in (*priors.PUBLISHED, *priors.CLEANERS, *restorers.PUBLISHED)}
+    listed = (*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED)
+    rows = {dataclasses.astuple(weights) for weights in listed}
     assert rows == {dataclasses.astuple(weights) for weights in TABLE}  # what both packages list, they list alike
 
 
@@ -156,7 +109,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Server, monkeypat
 def test_a_part_longer_than_the_file_is_dropped(server: Server, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / "tiny.safetensors.part").write_bytes(b"x" * (len(CONTENT) + 1))
-    (cache / "tiny.safetensors.tag").write_text(server.etag)
+    (cache / "tiny.safetensors.tag").write_text(f"{server.etag}\n{server.url}\n")
     assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
 
 
@@ -167,9 +120,7 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path
 
 
 def test_offline_is_one_line_with_file_place_and_import(cache: Path) -> None:
-    closed = Server()
-    url = closed.url
-    closed.server_close()
+    url = dead_url()
     with pytest.raises(AdaptError) as caught:
         fetch_weights(row(url), quiet)
     message = str(caught.value)
@@ -219,7 +170,9 @@ def test_import_tells_a_file_by_name_by_hash_or_by_what_is_said(tmp_path: Path, 
         import_weights(other, None, (weights,), quiet)
     with pytest.raises(AdaptError, match="sha256"):
         import_weights(other, weights, (weights,), quiet)
-    import_weights(other, dataclasses.replace(weights, sha256="unknown"), (weights,), quiet)
+    with pytest.raises(AdaptError, match=f"bytes, expected {len(CONTENT)}"):
+        import_weights(other, dataclasses.replace(weights, sha256="unknown"), (weights,), quiet)
+    import_weights(other, dataclasses.replace(weights, sha256="unknown", size=0), (weights,), quiet)
     with pytest.raises(UsageError, match="no such file"):
         import_weights(tmp_path / "nothing.pth", None, (weights,), quiet)
 
@@ -244,7 +197,8 @@ def test_list_shows_licence_address_and_what_is_here(capsys: pytest.CaptureFixtu
     list_weights(TABLE, said.append)
     text = "\n".join(said)
     for weights in TABLE:
-        assert weights.url in text and weights.sha256 in text and weights.licence in text
+        assert all(url in text for url in addresses(weights))
+        assert f"sha256 {weights.sha256}; kept as {weights.folder}/{weights.file}" in text and weights.licence in text
     assert main(["weights", "list"]) == 0
     assert "ffhq512" in capsys.readouterr().out
 
@@ -254,9 +208,7 @@ def test_the_command_answers_mistakes_in_one_line(
 ) -> None:
     assert main(["weights", "fetch", "ffhq"]) == 2
     assert "unknown, expected one of" in capsys.readouterr().err
-    closed = Server()
-    monkeypatch.setattr(weights_cli, "TABLE", (row(closed.url),))
-    closed.server_close()
+    monkeypatch.setattr(weights_table, "TABLE", (row(dead_url()),))
     assert main(["weights", "fetch", "tiny"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("adapt: ") and error.count("\n") == 1

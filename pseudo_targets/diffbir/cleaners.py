@@ -136,7 +136,7 @@ NETWORKS: dict[PublishedWeights, tuple[Callable[[], nn.Module], int, int]] = {
 def _found(weights: PublishedWeights, folder: Path | None) -> Path:
     folders = (files.cache_folder(), downloads.cache_folder()) if folder is None else (folder,)
     for place in folders:
-        path = files.find(place, weights.file)
+        path = downloads.find(place, weights.file)
         if path is not None:
             return path
     raise downloads.missing(weights)

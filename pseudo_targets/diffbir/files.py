@@ -23,12 +23,6 @@ def cache_folder() -> Path:
     return downloads.cache_folder().parent / "diffbir"
 
 
-def find(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, or the same file as safetensors; None when neither is there."""
-    candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def sha256_of(path: Path) -> str:
     """Digest of a file of any size, in hexadecimal."""
     digest = hashlib.sha256()

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pseudo_targets.diffbir import files
 from pseudo_targets.diffbir.networks import Sizes
-from pseudo_targets.downloads import WeightsError
+from pseudo_targets.downloads import SETS, WeightsError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
+TOKENIZER_FILES = tuple(weights.file for weights in SETS["sd21-tokenizer"])
 
 
 def vocabulary_folder() -> Path:
@@ -60,7 +60,10 @@ def missing_vocabulary(folder: Path) -> str:
     absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if not absent:
         return ""
-    return f"prompts need {' and '.join(absent)} in {folder}: copy the `tokenizer` folder of Stable Diffusion 2.1"
+    return (
+        f"prompts need {' and '.join(absent)} in {folder}: run `adapt weights fetch sd21-tokenizer`, "
+        "or copy the `tokenizer` folder of Stable Diffusion 2.1"
+    )
 
 
 @torch.no_grad()

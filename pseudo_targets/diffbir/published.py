@@ -1,4 +1,4 @@
-"""The published versions of DiffBIR as priors, from files that the user has put into the cache.
+"""The published versions of DiffBIR as priors, from their files in the user's cache.
 
 The first load converts the published files and stores the result beside them; later loads read only that.
 """
@@ -34,7 +34,17 @@ from pseudo_targets.diffbir.networks import (
     build_unet,
 )
 from pseudo_targets.diffbir.prompts import embed, empty_prompt
-from pseudo_targets.downloads import WeightsError
+from pseudo_targets.downloads import (
+    DIFFBIR_V1_FACE,
+    DIFFBIR_V1_FACE_FULL,
+    DIFFBIR_V2_CONTROL,
+    DIFFBIR_V21_CONTROL,
+    SD21_BASE,
+    SD21_ZSNR,
+    PublishedWeights,
+    WeightsError,
+    find,
+)
 from pseudo_targets.latents import AutoencoderLatents
 from pseudo_targets.priors import LatentPrior
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
@@ -57,45 +67,22 @@ class Version:
         base: Stable Diffusion checkpoint with UNet, autoencoder and text tower.
         control: IRControlNet; of version 1 the one for faces.
         whole: one file that holds all of it, if there is one.
-        origin: where the files are published.
         velocity: predicts velocity under zero terminal SNR; otherwise noise.
     """
 
     name: str
-    base: str
-    control: str
-    whole: str | None
-    origin: str
-    velocity: bool
+    base: PublishedWeights
+    control: PublishedWeights
+    whole: PublishedWeights | None = None
+    velocity: bool = False
 
 
 VERSIONS = {
     version.name: version
     for version in (
-        Version(
-            "diffbir-v1",
-            "v2-1_512-ema-pruned.ckpt",
-            "v1_face.pth",
-            "face_full_v1.ckpt",
-            "lxq007/DiffBIR and lxq007/DiffBIR-v2 on Hugging Face, Stable Diffusion 2.1-base from a mirror",
-            velocity=False,
-        ),
-        Version(
-            "diffbir-v2",
-            "v2-1_512-ema-pruned.ckpt",
-            "v2.pth",
-            None,
-            "lxq007/DiffBIR-v2 on Hugging Face, Stable Diffusion 2.1-base from a mirror",
-            velocity=False,
-        ),
-        Version(
-            "diffbir-v2.1",
-            "sd2.1-base-zsnr-laionaes5.ckpt",
-            "DiffBIR_v2.1.pt",
-            None,
-            "lxq007/DiffBIR-v2 on Hugging Face",
-            velocity=True,
-        ),
+        Version("diffbir-v1", SD21_BASE, DIFFBIR_V1_FACE, DIFFBIR_V1_FACE_FULL),
+        Version("diffbir-v2", SD21_BASE, DIFFBIR_V2_CONTROL),
+        Version("diffbir-v2.1", SD21_ZSNR, DIFFBIR_V21_CONTROL, velocity=True),
     )
 }
 
@@ -185,17 +172,18 @@ def _published(version: Version, folder: Path) -> dict[str, Path]:
     """The published files that are there: `whole`, or those of `base` and `control`."""
     found = {
         role: path
-        for role, name in (("base", version.base), ("control", version.control))
-        if (path := files.find(folder, name)) is not None
+        for role, weights in (("base", version.base), ("control", version.control))
+        if (path := find(folder, weights.file)) is not None
     }
-    whole = files.find(folder, version.whole) if version.whole is not None else None
+    whole = find(folder, version.whole.file) if version.whole is not None else None
     return {"whole": whole} if whole is not None and len(found) < 2 else found
 
 
 def _what_is_missing(version: Version, folder: Path, found: Mapping[str, Path]) -> str:
-    names = [name for role, name in (("base", version.base), ("control", version.control)) if role not in found]
-    instead = f" (or {version.whole} alone)" if version.whole else ""
-    return f"prior {version.name}: put {' and '.join(names)}{instead} into {folder}; published by {version.origin}"
+    absent = [weights for role, weights in (("base", version.base), ("control", version.control)) if role not in found]
+    names, files = " ".join(weights.name for weights in absent), " and ".join(weights.file for weights in absent)
+    instead = f" (or {version.whole.file} alone)" if version.whole else ""
+    return f"prior {version.name}: run `adapt weights fetch {names}`, or put {files}{instead} into {folder}"
 
 
 def _read(version: Version, paths: Mapping[str, Path]) -> Checkpoint:

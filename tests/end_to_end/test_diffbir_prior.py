@@ -79,7 +79,8 @@ def test_a_captioner_that_is_not_here_is_one_line(tmp_path: Path, cache: Path, m
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     put_files(cache)
-    assert "prompts need vocab.json and merges.txt" in refusal(tmp_path, capsys, "generation.caption=nobody/none")
+    message = refusal(tmp_path, capsys, "generation.caption=nobody/none")
+    assert "prompts need vocab.json and merges.txt" in message and "adapt weights fetch sd21-tokenizer" in message
     put_vocabulary(cache)
     assert main(command(tmp_path, "generation.caption=nobody/none")) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adapt: ")]
@@ -142,7 +143,9 @@ def test_files_of_other_networks_are_refused(tmp_path: Path, cache: Path, capsys
 
 
 def test_missing_files_and_faces_of_another_size_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
-    assert f"put {BASE} and {CONTROL} into {cache}" in refusal(tmp_path, capsys)
+    message = refusal(tmp_path, capsys)
+    assert f"put {BASE} and {CONTROL} into {cache}" in message
+    assert "run `adapt weights fetch sd21-zsnr diffbir-v2.1-control`" in message
     put_files(cache)
     assert f"prior 'diffbir-v2.1' works at {SIDE} px" in refusal(tmp_path, capsys, "faces.size=128")
 

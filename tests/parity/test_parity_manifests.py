@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from pseudo_targets import layouts
 from pseudo_targets.diffbir.cleaners import NETWORKS
 from pseudo_targets.diffbir.convert import (
     CONTROL,
@@ -19,7 +21,7 @@ from pseudo_targets.diffbir.convert import (
     split_checkpoint,
 )
 from pseudo_targets.diffbir.networks import PUBLISHED
-from pseudo_targets.downloads import BSRNET, SCUNET_PSNR, SWINIR_FACE, PublishedWeights
+from pseudo_targets.downloads import BSRNET, SCUNET_PSNR, SWINIR_FACE, PublishedWeights, WeightsError
 from tests.parity.parity_files import FOLDER
 
 MANIFESTS = FOLDER.parent / "manifests"
@@ -101,3 +103,22 @@ def test_stage1(name: str, weights: PublishedWeights, tensors: int, total: int) 
     ours = shapes(NETWORKS[weights][0]().to("meta"))
     assert ours == {key: tensor.shape for key, tensor in published.items()}
     assert (len(published), elements(published)) == (tensors, total)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("sd21-base", ("sd21_unet", "sd_vae", "openclip_vith14_text")),
+        ("diffbir-v2-control", ("diffbir_controlnet",)),
+        ("swinir-face", ("swinir_diffbir_difface",)),
+    ],
+)
+def test_a_published_file_passes_the_check_of_its_layout(name, parts, monkeypatch) -> None:
+    pytest.importorskip("spandrel")
+    pytest.importorskip("transformers")
+    published = {key: value for part in parts for key, value in manifest(part).items()}
+    monkeypatch.setattr(layouts, "read_layout", lambda *_: published)
+    assert layouts.check_layout(name, Path("published.ckpt")) == layouts.FITS
+    del published[next(iter(published))]
+    with pytest.raises(WeightsError, match="missing"):
+        layouts.check_layout(name, Path("published.ckpt"))

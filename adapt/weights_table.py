@@ -1,0 +1,100 @@
+"""The published weights of both packages as one table, and where in the user's cache their files belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from adapt.errors import UsageError
+from pseudo_targets import downloads as priors
+from restorers import downloads as restorers
+
+PICKLED = {".pth", ".pt", ".ckpt"}
+
+
+class Weights(Protocol):
+    """One row of the table; the fields are explained in `restorers.downloads.PublishedWeights`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def commercial(self) -> bool: ...
+    @property
+    def mirrors(self) -> tuple[str, ...]: ...
+    @property
+    def folder(self) -> str: ...
+
+
+def _joined(*rows: Weights) -> tuple[Weights, ...]:
+    """Each name once: some files are both a restorer and stage 1 of a prior."""
+    return tuple({weights.name: weights for weights in rows}.values())
+
+
+TABLE = _joined(*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED)
+_RESTORERS = {weights.name for weights in restorers.PUBLISHED}
+_CLEANERS = {weights.name for weights in priors.CLEANERS} - _RESTORERS
+
+
+def chosen(names: list[str]) -> list[Weights]:
+    """The rows of `TABLE` with these names, each once; the name of a set stands for all its rows.
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    rows: dict[str, Weights] = {}
+    for name in names:
+        found: list[Weights] = [weights for weights in TABLE if weights.name == name] or [*priors.SETS.get(name, ())]
+        if not found:
+            known = ", ".join((*(weights.name for weights in TABLE), *priors.SETS))
+            raise UsageError(f"weights {name!r}: unknown, expected one of {known}")
+        rows |= {weights.name: weights for weights in found}
+    return list(rows.values())
+
+
+def cache_root() -> Path:
+    """The folder that the rows' own folders are in."""
+    return restorers.cache_folder().parent
+
+
+def place_of(weights: Weights) -> Path:
+    """Where its file belongs, whether it is there or not."""
+    return cache_root() / weights.folder / weights.file
+
+
+def file_names(weights: Weights) -> tuple[str, ...]:
+    """Names under which its file is read: as published and, where its loader takes that too, as safetensors."""
+    published = Path(weights.file)
+    if weights.name in _RESTORERS or published.suffix not in PICKLED:
+        return (weights.file,)
+    return weights.file, published.with_suffix(".safetensors").name
+
+
+def file_of(weights: Weights) -> Path | None:
+    """The file that a loader would take, or None. Stage 1 may also lie beside the prior's files."""
+    place = place_of(weights)
+    folders = [cache_root() / "diffbir", place.parent] if weights.name in _CLEANERS else [place.parent]
+    candidates = (folder / name for folder in folders for name in file_names(weights))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def addresses(weights: Weights) -> tuple[str, ...]:
+    """Where its file is published, in the order in which they are asked."""
+    return weights.url, *weights.mirrors
+
+
+def place_for(weights: Weights, url: str) -> Path:
+    """Where the file of one address belongs: an address may hold the tensors as safetensors."""
+    name = url.rsplit("/", 1)[-1]
+    return place_of(weights).with_name(name if name in file_names(weights) else weights.file)
