@@ -20,7 +20,7 @@ from pseudo_targets import downloads as priors
 from pseudo_targets.zoo import PRIORS
 from restorers import downloads as restorers
 from restorers.downloads import PublishedWeights
-from tests.weights_server import CONTENT, DIGEST, Server, dead_url, serving
+from tests.weights_server import CONTENT, DIGEST, Server, dead_url, own_cache, serving
 
 
 @pytest.fixture
@@ -31,10 +31,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache" / "weights"
+    return own_cache(tmp_path / "cache", monkeypatch) / "weights"
 
 
 def row(url: str, sha256: str = DIGEST, file: str = "tiny.safetensors") -> PublishedWeights:

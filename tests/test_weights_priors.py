@@ -36,7 +36,7 @@ from pseudo_targets.downloads import (
 from restorers.downloads import record_of
 from tests.diffbir_files import TINY, base_state, control_state, put_files, put_vocabulary, whole_state
 from tests.test_stage1 import tiny_swinir
-from tests.weights_server import CONTENT, Server, dead_url, serving
+from tests.weights_server import CONTENT, Server, dead_url, own_cache, serving
 
 
 @pytest.fixture
@@ -48,12 +48,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder; tiny networks are expected in place of those of published size."""
-    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(networks, "PUBLISHED", TINY)
     monkeypatch.setattr(cleaners, "NETWORKS", {SWINIR_FACE: (tiny_swinir, 1, cleaners.MULTIPLE)})
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
+    return own_cache(tmp_path / "cache", monkeypatch)
 
 
 def quiet(_: str) -> None:

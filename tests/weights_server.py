@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save
 
@@ -73,3 +75,11 @@ def dead_url() -> str:
     """An address at which nobody answers."""
     with Server() as closed:
         return closed.url
+
+
+def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes `folder` the cache of weights, and keeps proxies of the machine from standing before the server."""
+    monkeypatch.setenv("ADAPT_CACHE", str(folder))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
