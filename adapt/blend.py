@@ -3,7 +3,8 @@
 Finetuning fits the clean bank, whose faces are smoother than real ones, and takes more of the camera's changes for
 certain than it should. An average of old and new weights keeps most of the gain and loses most of the harm (Wortsman
 et al. 2022, "Robust fine-tuning of zero-shot models"). Where on the line to stop is seen on the photos' own pseudo
-targets, photographed by the learned camera: there the truth is known, and the faces are those of the photos.
+first pseudo targets, photographed by the learned camera (`adapt.stages.known_clean`): there the truth is known, and the
+faces are those of the photos.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from adapt.judge import photographed_score
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = tuple(step / 8 for step in range(1, 9))
 """Stops on the way from the old weights (0) to the new ones (1)."""
-NEARLY_ALL = 0.9
-"""Share of the best stop's gain that is enough."""
+LOSS = 2.0
+"""How many dB gained by other photos make up for one dB that a photo loses."""
 
 
 def blend(old: nn.Module, new: nn.Module, share: float) -> nn.Module:
@@ -33,16 +34,17 @@ def blend(old: nn.Module, new: nn.Module, share: float) -> nn.Module:
 
 
 def best_share(old: nn.Module, new: nn.Module, photos: Tensor, clean: Tensor) -> float:
-    """The smallest share of `SHARES` that brings nearly all of what the best one brings on photographed targets.
-
-    The photographed targets are the learned camera's, not the real one's: what hardly counts for them is settled in
-    favour of the restorer that is known to be sound.
+    """The share of `SHARES` that is worth most on photographed targets, where losses count `LOSS` times.
 
     Args:
         photos: `[N, 3, S, S]`, what the learned camera makes of `clean`.
         clean: `[N, 3, S, S]`, draws of the photos' pseudo targets.
     """
-    before = float(photographed_score(old, photos, clean).mean())
-    gains = [float(photographed_score(blend(old, new, share), photos, clean).mean()) - before for share in SHARES]
-    enough = min(NEARLY_ALL * max(gains), max(gains))
-    return next(share for share, gain in zip(SHARES, gains, strict=True) if gain >= enough)
+    before = photographed_score(old, photos, clean)
+    changes = {share: photographed_score(blend(old, new, share), photos, clean) - before for share in SHARES}
+    return max(SHARES, key=lambda share: _worth(changes[share]))
+
+
+def _worth(change: Tensor) -> float:
+    """What changes in dB `[N]` are worth together."""
+    return float((change.clamp(min=0) + LOSS * change.clamp(max=0)).mean())

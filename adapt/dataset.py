@@ -95,7 +95,6 @@ class Lessons:
     Attributes:
         bank: clean faces.
         camera: the learned camera, or None when the recipe does without.
-        generic: generic degradation for replay.
         photos: accepted photos `[N, 3, S, S]`.
         means: their pseudo targets.
         draws: their pseudo targets, one candidate.
@@ -104,7 +103,6 @@ class Lessons:
 
     bank: ImageBank
     camera: Degrade | None
-    generic: Degrade
     photos: Tensor
     means: Tensor
     draws: Tensor
@@ -124,28 +122,13 @@ class Batch:
 def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Batch:
     """Composes one micro-batch in the shares of the recipe; flips the clean side only, never a real pair."""
     seen = round(settings.batch * settings.camera_share) if lessons.camera is not None else 0
-    replayed = round(settings.batch * settings.replay_share)
     parts = []
     if seen and lessons.camera is not None:
         clean = lessons.bank.draw(seen, generator).to(lessons.photos)
-        parts.append(_trusted(lessons.camera(clean, generator), clean))
-    if replayed:
-        parts.append(_replay(lessons, replayed, generator))
-    if settings.batch > seen + replayed:
-        index = torch.randint(len(lessons.photos), (settings.batch - seen - replayed,), generator=generator)
+        parts.append(Batch(lessons.camera(clean, generator), clean, clean, torch.ones_like(clean[:, :1])))
+    if settings.batch > seen:
+        index = torch.randint(len(lessons.photos), (settings.batch - seen,), generator=generator)
         rows = (lessons.photos, lessons.means, lessons.draws, lessons.confidence)
         parts.append(Batch(*(tensor[index] for tensor in rows)))
     names = ("lq", "target", "sharp", "confidence")
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-
-def _trusted(lq: Tensor, clean: Tensor) -> Batch:
-    return Batch(lq, clean, clean, torch.ones_like(clean[:, :1]))
-
-
-def _replay(lessons: Lessons, count: int, generator: Generator) -> Batch:
-    target = lessons.means[torch.randint(len(lessons.means), (count,), generator=generator)]
-    # Half of the time the photos' own camera, which teaches; half of the time anything, which prevents forgetting.
-    own = lessons.camera is not None and bool(torch.rand(1, generator=generator) < 0.5)
-    degrade = lessons.camera if own and lessons.camera is not None else lessons.generic
-    return _trusted(degrade(target, generator), target)

@@ -1,4 +1,4 @@
-"""Teaches a copy of the restorer: clean faces seen through the learned camera, replayed targets, and the photos."""
+"""Teaches a copy of the restorer: clean faces seen through the learned camera, and the photos."""
 
 from __future__ import annotations
 

@@ -24,18 +24,17 @@ from adapt.prior_setup import bank_start
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
 from adapt.seeds import generator_of, seed_of
-from adapt.targets import TargetSet, make_bank, make_targets
+from adapt.targets import TargetSet, make_bank, make_targets, read_target
 from adapt.tracking import Tracker
 from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
 from pseudo_targets.bank import has_color
-from pseudo_targets.camera import CameraFit, fit_camera
+from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import ToneChange, find_tone, tone_of
 from recipes.schema import Recipe
-from restorers.degradations import GenericDegradation
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
 from restorers.zoo import LoadedRestorer
@@ -114,7 +113,7 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
-    return Lessons(ImageBank(bank.cpu()), camera, GenericDegradation(), lq, means, draws, confidence)
+    return Lessons(ImageBank(bank.cpu()), camera, lq, means, draws, confidence)
 
 
 def tone_change(photos: Tensor, color: Tensor) -> ToneChange:
@@ -169,10 +168,25 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
     """Goes as far from the base to the finetuned restorer as photographed targets say; also returns the share."""
     if lessons.camera is None or not job.recipe.finetune.blend:
         return module, 1.0
-    old = job.base.module.cpu().eval()
-    seen = lessons.camera(lessons.draws, generator_of("blend", job.recipe.seed, number))
-    share = best_share(old, module, seen.cpu(), lessons.draws.cpu())
+    old, camera = job.base.module.cpu().eval(), read_camera(_camera_file(job, number))
+    clean = known_clean(job, camera, job.gathered.teaching(), "pseudo targets")
+    share = best_share(old, module, camera(clean, generator_of("blend", job.recipe.seed, number)), clean)
     return blend(old, module, share), share
+
+
+def known_clean(job: Job, camera: LearnedCamera, faces: Sequence[FaceRecord], name: str) -> Tensor:
+    """Clean faces `[N, 3, S, S]` like those of the photos, for the camera to photograph: there the truth is known.
+
+    They are accepted targets of the first round in every round, as those of a later one agree with the restorer that
+    helped to make them; and without the camera's own tone, which it is to give them. `name` is one of `FOLDERS`.
+    """
+    files = {face: job.workspace.round(1) / FOLDERS[name] / f"{face.id}.safetensors" for face in faces}
+    targets = {face: read_target(path) for face, path in files.items() if path.is_file()}
+    draws = {face: target.draw for face, target in targets.items() if target.accepted}
+    if not draws:
+        return torch.empty(0, 3, camera.size, camera.size)
+    color = has_color(load_crops(job.workspace.root, tuple(draws)))
+    return colored_where(color, camera.untoned(torch.stack(tuple(draws.values()))))
 
 
 def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
@@ -183,11 +197,13 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
     camera = read_camera(_camera_file(job, number)) if job.recipe.camera.enabled else None
     before, after = (scores_of(restore_all(net, held), held, cleanness, camera) for net in nets)
     if camera is not None:
-        targets = generate(job, number, job.gathered.judging(), "targets to judge by").targets
-        clean = colored_where(has_color(held), torch.stack([target.draw for target in targets]))
-        seen = camera(clean, generator_of("judge", job.recipe.seed))
-        for scores, net in zip((before, after), nets, strict=True):
-            scores["photographed"] = photographed_score(net, seen, clean)
+        if number == 1:
+            generate(job, number, job.gathered.judging(), "targets to judge by")
+        clean = known_clean(job, camera, job.gathered.judging(), "targets to judge by")
+        if len(clean):
+            seen = camera(clean, generator_of("judge", job.recipe.seed))
+            for scores, net in zip((before, after), nets, strict=True):
+                scores["photographed"] = photographed_score(net, seen, clean)
     return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
 
 

@@ -108,22 +108,20 @@ def teach(ground: Ground, lessons: Lessons, settings: Finetune, name: str) -> nn
 
 def generic_steps(ground: Ground, bank: Tensor) -> nn.Module:
     """As many more steps on generic degradations of the same clean bank."""
-    generic = GenericDegradation()
-    settings = ground.recipe.finetune.model_copy(update={"camera_share": 1.0, "replay_share": 0.0})
-    return teach(ground, _lessons(ground, bank, generic), settings, "generic")
+    return through_camera(ground, bank, GenericDegradation(), "generic")
 
 
 def self_distilled(ground: Ground, bank: Tensor) -> nn.Module:
     """The restorer's own outputs as targets."""
     own = restore_all(ground.base.eval(), ground.photos)
     lessons = replace(_lessons(ground, bank, None), means=own, draws=own)
-    settings = ground.recipe.finetune.model_copy(update={"camera_share": 0.0, "replay_share": 0.0})
+    settings = ground.recipe.finetune.model_copy(update={"camera_share": 0.0})
     return teach(ground, lessons, settings, "self_distilled")
 
 
 def through_camera(ground: Ground, bank: Tensor, camera: Degrade, name: str) -> nn.Module:
     """Clean faces seen through a given camera, all of each batch."""
-    settings = ground.recipe.finetune.model_copy(update={"camera_share": 1.0, "replay_share": 0.0})
+    settings = ground.recipe.finetune.model_copy(update={"camera_share": 1.0})
     return teach(ground, _lessons(ground, bank, camera), settings, name)
 
 
@@ -185,5 +183,4 @@ def targets_of(ground: Ground, photos: Tensor) -> Tensor:
 def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
     photos = ground.photos
     clean = ImageBank(colored_like(ground.photos, bank))
-    return Lessons(clean, camera, GenericDegradation(), photos, photos, photos, torch.ones_like(photos[:, :1]))
-
+    return Lessons(clean, camera, photos, photos, photos, torch.ones_like(photos[:, :1]))

@@ -67,6 +67,10 @@ class LearnedCamera(nn.Module):
             offset = offset + torch.randn(offset.shape, generator=generator).to(clean) @ self.tone_root.T
         return self.tone_gain * clean + offset[..., None, None]
 
+    def untoned(self, image: Tensor) -> Tensor:
+        """The image `[B, 3, S, S]` without the tone that this camera is expected to have given it, in `[0, 1]`."""
+        return ((image - self.tone_offset[..., None, None]) / self.tone_gain).clamp(0, 1)
+
     def response(self, clean: Tensor) -> Tensor:
         """The mean response to a toned image before the spectrum match, differentiable."""
         linear = self.linear(clean)

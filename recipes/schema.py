@@ -196,10 +196,8 @@ class Finetune(_Section):
     """Decay of the weight average that ships."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
-    camera_share: Share = 0.875
-    """Share of each batch drawn as clean faces seen through the learned camera."""
-    replay_share: Share = 0.125
-    """Share of each batch drawn as accepted targets degraded again, half of them generically (against forgetting)."""
+    camera_share: Share = 1.0
+    """Share of each batch drawn as clean faces seen through the learned camera; what is left are the photos."""
     parts: Literal["default", "all", "decoder", "lora"] = "default"
     """What trains: all but what the network's authors froze; everything; from the deepest features on; or low-rank
     updates of every layer, which are merged into the weights."""
@@ -225,12 +223,7 @@ class Finetune(_Section):
     """Mixed precision; auto uses bf16 where the device computes in it."""
 
     @model_validator(mode="after")
-    def _shares(self) -> Finetune:
-        if self.camera_share + self.replay_share > 1:
-            total = self.camera_share + self.replay_share
-            raise ValueError(
-                f"camera_share + replay_share is {total:g}, expected at most 1; what is left are the photos"
-            )
+    def _codes(self) -> Finetune:
         if self.losses == "codes" and self.parts != "default":
             raise ValueError(f"parts is {self.parts}, expected default: losses codes says itself what trains")
         return self

@@ -30,13 +30,15 @@ def test_it_stops_where_restoration_is_best() -> None:
         assert best_share(Gain(1.0), Gain(2.0), clean / (1 + share), clean) == share
 
 
-def test_it_stops_early_where_more_brings_little() -> None:
-    clean = 0.4 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert best_share(Gain(1.0), Gain(2.0), clean / 1.8, clean) == 0.75
-    noisy = clean / 1.9 + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    assert best_share(Gain(1.0), Gain(2.0), noisy, clean) < 1
+def test_what_a_photo_loses_counts_twice() -> None:
+    clean = 0.4 * torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    # Two of three photos gain up to a weight of 1.5, one loses from a weight of 1.1 on.
+    worst = torch.tensor([1.5, 1.5, 1.1]).repeat(3).view(-1, 1, 1, 1)
+    grain = 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    assert best_share(Gain(1.0), Gain(2.0), clean / 1.5 + grain, clean) == 0.5
+    assert best_share(Gain(1.0), Gain(2.0), clean / worst + grain, clean) < 0.5
 
 
 def test_without_a_gain_it_goes_the_way_that_loses_least() -> None:
     clean = 0.4 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert best_share(Gain(1.0), Gain(2.0), clean, clean) == 0.25
+    assert best_share(Gain(1.0), Gain(2.0), clean, clean) == SHARES[0]

@@ -72,6 +72,15 @@ def test_a_difference_between_two_sets_of_faces_is_not_taken_for_noise() -> None
     assert float((camera.noise_gain > 1.5).float().mean()) < 0.05
 
 
+def test_untoned_undoes_the_expected_tone() -> None:
+    camera = LearnedCamera(32)
+    camera.tone_gain.fill_(0.6)
+    camera.tone_offset.copy_(torch.tensor([0.2, 0.15, 0.1]))
+    clean = detailed(2, 3)
+    torch.testing.assert_close(camera.untoned(camera.toned(clean)), clean)
+    assert camera.untoned(torch.full((1, 3, 32, 32), 0.95)).max() == 1
+
+
 def test_strength_is_linear_between_brightness_levels() -> None:
     camera = LearnedCamera(32)
     camera.sigma.copy_(torch.linspace(0.0, 0.7, 8).expand(3, -1))

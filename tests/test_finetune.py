@@ -20,10 +20,6 @@ def darken(image: torch.Tensor, _: torch.Generator) -> torch.Tensor:
     return image * 0.5
 
 
-def spoil(image: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-    return image * 0.25
-
-
 def features(image: torch.Tensor) -> list[torch.Tensor]:
     return [image, torch.nn.functional.avg_pool2d(image, 4)]
 
@@ -31,7 +27,7 @@ def features(image: torch.Tensor) -> list[torch.Tensor]:
 def lessons(camera=darken) -> Lessons:
     photos = torch.full((6, 3, 32, 32), 0.9)
     confidence = torch.full((6, 1, 32, 32), 0.5)
-    return Lessons(ImageBank(blobs(10)), camera, spoil, photos, blobs(6, seed=2), blobs(6, seed=3), confidence)
+    return Lessons(ImageBank(blobs(10)), camera, photos, blobs(6, seed=2), blobs(6, seed=3), confidence)
 
 
 def gen(seed: int) -> torch.Generator:
@@ -44,19 +40,16 @@ def small() -> Compact:
 
 
 def test_a_batch_holds_the_shares_of_the_recipe() -> None:
-    batch = draw_batch(lessons(), Finetune(batch=8, camera_share=0.5, replay_share=0.25), gen(0))
+    batch = draw_batch(lessons(), Finetune(batch=8, camera_share=0.5), gen(0))
     assert batch.lq.shape == batch.target.shape == (8, 3, 32, 32)
     torch.testing.assert_close(batch.lq[:4], batch.target[:4] * 0.5)  # bank through the camera
-    ratio = batch.lq[4:6].mean() / batch.target[4:6].mean()  # replay: own camera or generic
-    assert min(abs(float(ratio) - 0.5), abs(float(ratio) - 0.25)) < 1e-3
-    assert (batch.lq[6:] == 0.9).all()  # the photos themselves
-    assert (batch.confidence[:6] == 1).all() and (batch.confidence[6:] == 0.5).all()
+    assert (batch.lq[4:] == 0.9).all()  # the photos themselves
+    assert (batch.confidence[:4] == 1).all() and (batch.confidence[4:] == 0.5).all()
 
 
-def test_without_a_camera_only_replay_and_photos_teach() -> None:
-    batch = draw_batch(lessons(camera=None), Finetune(batch=8, camera_share=0.5, replay_share=0.25), gen(0))
-    torch.testing.assert_close(batch.lq[:2], batch.target[:2] * 0.25)
-    assert (batch.lq[2:] == 0.9).all()
+def test_without_a_camera_only_photos_teach() -> None:
+    batch = draw_batch(lessons(camera=None), Finetune(batch=8), gen(0))
+    assert batch.lq.shape == (8, 3, 32, 32) and (batch.lq == 0.9).all()
 
 
 def test_batches_repeat_by_seed() -> None:
@@ -66,9 +59,7 @@ def test_batches_repeat_by_seed() -> None:
 
 
 def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
-    settings = Finetune(
-        steps=150, batch=8, camera_share=1.0, replay_share=0.0, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9
-    )
+    settings = Finetune(steps=150, batch=8, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9)
     done = finetune(small(), lessons(), settings, features, make_accelerator(CPU, "no"), tmp_path / "f.pt", seed=1)
     assert done.losses[-1]["pixel"] < 0.5 * done.losses[0]["pixel"]
     clean = blobs(4, seed=9)

@@ -21,7 +21,7 @@ rounds: 1
 generation: {candidates: 1, calls: 1}
 camera: {enabled: false, bank: 16}
 gate: {low_band: 9, spread: 9, quality: -99}  # blobs are no faces
-finetune: {steps: 2, batch: 2, camera_share: 0, replay_share: 0, parts: PARTS}
+finetune: {steps: 2, batch: 2, camera_share: 0, parts: PARTS}
 judge: {enabled: false}
 """
 FILES = {
