@@ -84,7 +84,10 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
             return
         job = _job(options, bank, validation, device)
     except (WeightsError, FileNotFoundError) as error:
-        raise AdaptError(f"adapt pretrain {options.network} builds on a network that is missing: {error}") from error
+        raise AdaptError(
+            f"adapt pretrain {options.network} builds on networks that --output must hold first (see "
+            f"`adapt pretrain --help` for the order): {error}"
+        ) from error
     if options.start_from is not None:
         start_from(job, options.start_from)
     origin = Origin(describe(bank, options.note), options.batch, again(options, job.plan))
