@@ -3,10 +3,11 @@
     python -m benchmarks.oracle_gap --adapt DIR --test DIR --references DIR [--recipe R] [--set A.B=V] [--json OUT]
         [--seeds N] [--rows all|ROW,...] [--ablations all|NAME,...] [--clean DIR] [--camera MODULE:FUNCTION]
 
-`ours` is the whole job; every other row starts from the same restorer and takes as many steps, but for the ablations,
-which are of the first round alone; with `--clean` one of them has faces of that folder for its bank. References (one
-flat folder, a reference bears its photo's stem) are read after adaptation has ended, for the scores and by the rows
-marked with a star alone. *Harm rate*: share of test photos with a lower PSNR than untouched.
+`ours` is the whole job; every other row starts from the same restorer and takes as many steps as all rounds of the
+recipe have, kept or rolled back, but for the ablations, which are of the first round alone; with `--clean` one of them
+has faces of that folder for its bank. References (one flat folder, a reference bears its photo's stem) are read after
+adaptation has ended, for the scores and by the rows marked with a star alone. *Harm rate*: share of test photos with a
+lower PSNR than untouched.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
 
     whole = rows_of.job_options(options.adapt, folder / "ours", options.recipe, overrides)
     nets = {"ours": timed("ours", lambda: adapted("ours", whole))}
-    steps = recipe.finetune.steps * max(1, runs["ours"].accepted())
+    steps = recipe.finetune.steps * recipe.rounds
     photos = load_photos(options.adapt, recipe.faces.size)
     ground = Ground(photos, recipe, folder, load_restorer("compact").module, steps)
     bank = runs["ours"].bank()
