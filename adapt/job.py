@@ -17,6 +17,7 @@ from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
+from adapt.lpips import load_lpips
 from adapt.photos import printable
 from adapt.prior_setup import faults_of
 from adapt.rounds import Adapted, adapt
@@ -188,6 +189,8 @@ def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
             faults += faults_of(options.prior, recipe.generation)
     except (UnknownPriorError, WeightsError) as error:
         faults.append(f"--prior: {error}")
+    if recipe is not None:
+        faults += _absent(recipe)
     if not options.inputs.exists():
         faults.append(f"--inputs {printable(options.inputs)}: no such folder")
     if options.clean is not None and not options.clean.is_dir():
@@ -211,6 +214,18 @@ def _unfit(recipe: Recipe, restorer: LoadedRestorer) -> list[str]:
     if settings.losses == "codes" and not chooses_codes(restorer.module):
         faults.append(f"finetune.losses codes: {name} predicts no codes, expected image; codes is for CodeFormer")
     return faults
+
+
+def _absent(recipe: Recipe) -> list[str]:
+    """What the recipe teaches with and is not here."""
+    settings = recipe.finetune
+    if settings.losses != "image" or not settings.perceptual or settings.perceptual_net != "lpips":
+        return []
+    try:
+        load_lpips(torch.device("cpu"))
+    except WeightsError as error:
+        return [f"finetune.perceptual_net lpips: {error}; or set it to removal"]
+    return []
 
 
 def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:
