@@ -7,8 +7,8 @@
 which are of the first round alone; with `--clean` one of them has faces of that folder for its bank. References (one
 flat folder, a reference bears its photo's stem) are read after adaptation has ended, for the scores and by the rows
 marked with a star alone. *Harm rate*: share of test photos with a lower PSNR than untouched.
-LPIPS is a column where `adapt weights fetch lpips-vgg` has brought its files, NIQE (of the test photos as one set) where
-the extra `basicsr` is installed; for both, lower is better.
+LPIPS is a column where `adapt weights fetch lpips-vgg` has brought its files, NIQE (of the test photos as one set)
+where `basicsr` is installed; for both, lower is better.
 """
 
 from __future__ import annotations

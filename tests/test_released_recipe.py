@@ -61,8 +61,9 @@ def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch
     from adapt.errors import UsageError
 
     monkeypatch.setattr(job, "load_prior", lambda _: SimpleNamespace(resolution=512, control=None))
-    options = job.JobOptions(inputs=Path(__file__).parent, command="", recipe="dt_bfr", prior="ffhq512")
+    offline = ("finetune.perceptual_net=removal",)
+    options = job.JobOptions(Path(__file__).parent, "", recipe="dt_bfr", overrides=offline, prior="ffhq512")
     job._checked(options)
-    steered = dataclasses.replace(options, overrides=("generation.control_strength=1",))
+    steered = dataclasses.replace(options, overrides=(*offline, "generation.control_strength=1"))
     with pytest.raises(UsageError, match="has no IRControlNet, expected 0"):
         job._checked(steered)
