@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from adapt.adversary import Adversary
 from adapt.dataset import Lessons, draw_batch
-from adapt.losses import Adversary, Features, perceptual_loss, pixel_loss
+from adapt.losses import Distance, perceptual_loss, pixel_loss
+from adapt.lpips import load_lpips
 from adapt.seeds import seed_of
 from adapt.training import OnStep, Trained, TrainingPlan, layout_of, train
+from pseudo_targets.removal import DegradationRemoval
 from recipes.schema import Finetune
 
 
@@ -19,18 +23,22 @@ def finetune(
     module: nn.Module,
     lessons: Lessons,
     settings: Finetune,
-    features: Features,
+    distance: Distance,
     accelerator: Accelerator,
     checkpoint: Path,
     seed: int,
     on_step: OnStep | None = None,
 ) -> Trained:
-    """Trains a copy of `module` on `lessons`; see `adapt.training.train` for resuming and errors."""
+    """Trains a copy of `module` on `lessons`; see `adapt.training.train` for resuming and errors.
+
+    Args:
+        distance: the perceptual term, as `distance_of` gives it.
+    """
     adversary, layout = None, layout_of(module)
     if settings.adversarial:
-        adversary = Adversary(
-            accelerator.device, settings.learning_rate, seed_of("adversary", seed), settings.adversarial_form
-        )
+        start = seed_of("adversary", seed)
+        kind = settings.adversarial_form, settings.discriminator
+        adversary = Adversary(accelerator.device, settings.learning_rate, start, *kind)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(accelerator.device.type, enabled=False):
@@ -38,7 +46,7 @@ def finetune(
         restored = net(batch.lq.contiguous(memory_format=layout)).float()
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:
-            terms["perceptual"] = settings.perceptual * perceptual_loss(restored, batch.sharp, features)
+            terms["perceptual"] = settings.perceptual * distance(restored, batch.sharp).mean()
         if adversary is not None:
             real = lessons.bank.draw(len(restored), generator).to(restored)
             adversary.learn(restored, real)
@@ -47,6 +55,17 @@ def finetune(
 
     extras = {} if adversary is None else {"adversary": adversary}
     return train(module, losses, plan_of(settings, seed), accelerator, checkpoint, on_step, extras=extras)
+
+
+def distance_of(settings: Finetune, removal: DegradationRemoval, device: torch.device) -> Distance:
+    """The perceptual distance that the recipe asks for; networks that a weight of 0 makes needless are not loaded.
+
+    Raises:
+        WeightsError: LPIPS is asked for and its files are missing or damaged; the message says what to do.
+    """
+    if settings.perceptual and settings.perceptual_net == "lpips":
+        return load_lpips(device)
+    return partial(perceptual_loss, features=removal.features)
 
 
 def plan_of(settings: Finetune, seed: int) -> TrainingPlan:

@@ -17,6 +17,7 @@ from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
+from adapt.lpips import load_lpips
 from adapt.photos import printable
 from adapt.prior_setup import faults_of
 from adapt.rounds import Adapted, adapt
@@ -63,7 +64,7 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
         AdaptError: the job failed; what was finished is kept and the same command continues.
     """
     narrator = narrator or Narrator()
-    recipe, restorer = _checked(options)
+    recipe, restorer = _checked(options, narrator)
     cleaner = _cleaner(options, recipe, narrator)
     key = _key(options, recipe, restorer, cleaner)
     root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{key}"
@@ -90,8 +91,9 @@ def run_key(options: JobOptions) -> str:
     Raises:
         UsageError: an option or setting cannot be used.
     """
-    recipe, restorer = _checked(options)
-    return _key(options, recipe, restorer, _cleaner(options, recipe, Narrator()))
+    narrator = Narrator()
+    recipe, restorer = _checked(options, narrator)
+    return _key(options, recipe, restorer, _cleaner(options, recipe, narrator))
 
 
 def _run(
@@ -160,14 +162,16 @@ def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator:
     return gathered
 
 
-def _checked(options: JobOptions) -> tuple[Recipe, LoadedRestorer]:
+def _checked(options: JobOptions, narrator: Narrator) -> tuple[Recipe, LoadedRestorer]:
     """Everything that can be wrong before any work, all at once."""
     faults = []
     recipe = restorer = None
     try:
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = _teachable(load_recipe(options.recipe, options.overrides), narrator)
     except RecipeError as error:
         faults.append(str(error))
+    except WeightsError as error:
+        faults.append(f"finetune.perceptual_net lpips: {error}")
     try:
         restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
         faults += [] if recipe is None else _unfit(recipe, restorer)
@@ -211,6 +215,23 @@ def _unfit(recipe: Recipe, restorer: LoadedRestorer) -> list[str]:
     if settings.losses == "codes" and not chooses_codes(restorer.module):
         faults.append(f"finetune.losses codes: {name} predicts no codes, expected image; codes is for CodeFormer")
     return faults
+
+
+def _teachable(recipe: Recipe, narrator: Narrator) -> Recipe:
+    """The recipe with a perceptual network that is here, which is said where it is not the one asked for.
+
+    Raises:
+        WeightsError: a file of LPIPS is damaged or another.
+    """
+    settings = recipe.finetune
+    if settings.losses != "image" or not settings.perceptual or settings.perceptual_net != "lpips":
+        return recipe
+    try:
+        load_lpips(torch.device("cpu"))
+    except WeightsMissingError as error:
+        narrator.say(f"the perceptual loss compares features of the embedded degradation removal: {error}")
+        return recipe.model_copy(update={"finetune": settings.model_copy(update={"perceptual_net": "removal"})})
+    return recipe
 
 
 def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:

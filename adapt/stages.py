@@ -15,7 +15,7 @@ from adapt.blend import best_share, blend
 from adapt.cluster import Mapper
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons, colored_like, colored_where
-from adapt.finetune import finetune
+from adapt.finetune import distance_of, finetune
 from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
 from adapt.generate import WorkerFactory, start_of
@@ -158,8 +158,9 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
         else:
             start = generator_of("lora", job.recipe.seed, number)
             pupil = pupil_of(job.restorer, settings.parts, settings.rank, start)
+            distance = distance_of(settings, removal, accelerator.device)
             trained = finetune(
-                pupil, lessons, settings, removal.features, accelerator, checkpoint, seed, lambda step, _: advance(step)
+                pupil, lessons, settings, distance, accelerator, checkpoint, seed, lambda step, _: advance(step)
             )
     return merged(trained.module, restorer).cpu(), trained.losses
 

@@ -14,6 +14,7 @@ from adapt.download import PlaceError, download, forget, is_begun, matches
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
 from adapt.weights_table import (
+    SETS,
     TABLE,
     Weights,
     addresses,
@@ -25,7 +26,6 @@ from adapt.weights_table import (
     place_of,
 )
 from adapt.workspace import write_text
-from pseudo_targets.downloads import SETS
 from restorers.downloads import record_of
 from restorers.files import atomic_file, sha256_of
 
@@ -40,15 +40,16 @@ examples:
   adapt weights import ~/Downloads/codeformer.pth
   adapt weights verify
 
-Files lie in $ADAPT_CACHE (default ~/.cache/adapt), those of DiffBIR in `diffbir` there, all others in `weights`. The
-name of a DiffBIR prior stands for all the files it needs. A fetch that was cut goes on where it stopped."""
+Files lie in $ADAPT_CACHE (default ~/.cache/adapt), those of DiffBIR in `diffbir` there, of LPIPS in `lpips`, all
+others in `weights`. The name of a DiffBIR prior, or lpips-vgg, stands for all the files it needs. A fetch that was cut
+goes on where it stopped."""
 
 
 def weights_command(given: list[str]) -> int:
     """`adapt weights ...`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="adapt weights",
-        description="Published weights of priors and restorers: lists, fetches, checks and imports them.",
+        description="Published weights of priors, restorers and LPIPS: lists, fetches, checks and imports them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -209,11 +210,12 @@ def _check(arrived: Path, weights: Weights, path: Path) -> None:
 
 def _fitting(path: Path, weights: Weights, suffix: str) -> str:
     """What names and shapes of the tensors say, on one short line; "" where nothing is known of them."""
+    from adapt.lpips import check_part
     from pseudo_targets.downloads import WeightsError
-    from pseudo_targets.layouts import check_layout
+    from pseudo_targets.layouts import FITS, check_layout
 
     try:
-        return check_layout(weights.name, path, suffix)
+        return FITS if check_part(weights.name, path, suffix) else check_layout(weights.name, path, suffix)
     except WeightsError as error:
         text = str(error)
         raise AdaptError(text if len(text) < LONGEST else f"{text[:LONGEST]} ...") from error

@@ -1,4 +1,4 @@
-"""The published weights of both packages as one table, and where in the user's cache their files belong."""
+"""The published weights of all packages as one table, and where in the user's cache their files belong."""
 
 from __future__ import annotations
 
@@ -37,12 +37,38 @@ class Weights(Protocol):
     def folder(self) -> str: ...
 
 
+VGG16 = priors.PublishedWeights(
+    name="vgg16",
+    file="vgg16-397923af.pth",
+    purpose="VGG-16 of torchvision, trained on ImageNet, whose activations LPIPS compares",
+    licence="BSD-3-Clause",
+    url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    size=553_433_881,
+    sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    folder="lpips",
+)
+LPIPS_HEADS = priors.PublishedWeights(
+    name="lpips-vgg-heads",
+    file="vgg.pth",
+    purpose="what LPIPS 0.1 has learned of how much each channel of VGG-16 matters",
+    licence="BSD-2-Clause",
+    url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
+    size=7_289,
+    sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    folder="lpips",
+)
+LPIPS = (VGG16, LPIPS_HEADS)
+"""Fixed networks of this package: a perceptual loss, and a score in benchmarks."""
+SETS: dict[str, tuple[Weights, ...]] = {**priors.SETS, "lpips-vgg": LPIPS}
+"""What belongs together under one name."""
+
+
 def _joined(*rows: Weights) -> tuple[Weights, ...]:
     """Each name once: some files are both a restorer and stage 1 of a prior."""
     return tuple({weights.name: weights for weights in rows}.values())
 
 
-TABLE = _joined(*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED)
+TABLE = _joined(*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *LPIPS)
 _RESTORERS = {weights.name for weights in restorers.PUBLISHED}
 _CLEANERS = {weights.name for weights in priors.CLEANERS} - _RESTORERS
 
@@ -55,9 +81,9 @@ def chosen(names: list[str]) -> list[Weights]:
     """
     rows: dict[str, Weights] = {}
     for name in names:
-        found: list[Weights] = [weights for weights in TABLE if weights.name == name] or [*priors.SETS.get(name, ())]
+        found: list[Weights] = [weights for weights in TABLE if weights.name == name] or [*SETS.get(name, ())]
         if not found:
-            known = ", ".join((*(weights.name for weights in TABLE), *priors.SETS))
+            known = ", ".join((*(weights.name for weights in TABLE), *SETS))
             raise UsageError(f"weights {name!r}: unknown, expected one of {known}")
         rows |= {weights.name: weights for weights in found}
     return list(rows.values())

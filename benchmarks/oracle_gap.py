@@ -8,6 +8,8 @@ recipe have, kept or rolled back, but for the ablations, which are of the first 
 has faces of that folder for its bank. References (one flat folder, a reference bears its photo's stem) are read after
 adaptation has ended, for the scores and by the rows marked with a star alone. *Harm rate*: share of test photos with a
 lower PSNR than untouched.
+LPIPS is a column where `adapt weights fetch lpips-vgg` has brought its files, NIQE (of the test photos as one set)
+where `basicsr` is installed; for both, lower is better.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adapt.evaluate import align_tone, haarpsi, psnr, ssim
+from adapt.evaluate import BLOCK, align_tone, haarpsi, niqe, psnr, ssim
 from adapt.identity import load_identity
 from adapt.job import JobOptions
 from adapt.judge import restore_all
+from adapt.lpips import Lpips, find_lpips
 from adapt.photos import find_photos, read_photo
 from benchmarks import oracle_rows as rows_of
 from benchmarks.ablations import ABLATIONS, CLEAN, CLEAN_ABLATION, prepare
@@ -41,6 +45,8 @@ from restorers.zoo import load_restorer
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
 ROWS = ("generic", "self_distilled", "targets", "dt_bfr", "true_pair_camera", "true_camera")
 """Rows that can be left out; photo, untouched, ours and oracle are always there."""
+OPTIONAL = {"lpips": "LPIPS", "lpips_aligned": "LPIPS aligned", "niqe": "NIQE"}
+"""Columns whose networks need not be here."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def load_pairs(photos: Path, references: Path, size: int) -> Pairs:
     return Pairs(load_photos(photos, size), torch.cat(clean).clamp(0, 1))
 
 
-def score(restored: Tensor, test: Pairs, untouched: Tensor) -> dict[str, float]:
+def score(restored: Tensor, test: Pairs, untouched: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
     """Means over the test photos: scores plain and with the tone aligned, low band against the photo, harm rate."""
     aligned = align_tone(restored, test.references)
     result = {name: float(measure(restored, test.references).mean()) for name, measure in SCORES.items()}
@@ -76,7 +82,19 @@ def score(restored: Tensor, test: Pairs, untouched: Tensor) -> dict[str, float]:
     embed = load_identity(restored.device)
     if embed is not None:
         result["identity"] = float(torch.cosine_similarity(embed(restored), embed(test.references)).mean())
+    if lpips is not None:
+        result["lpips"] = mean_lpips(lpips, restored, test.references)
+        result["lpips_aligned"] = mean_lpips(lpips, aligned, test.references)
+    if find_spec("basicsr") is not None and len(restored) > 1 and restored.shape[-1] >= BLOCK:
+        result["niqe"] = niqe(restored)
     return result
+
+
+@torch.no_grad()
+def mean_lpips(lpips: Lpips, images: Tensor, references: Tensor) -> float:
+    """A few images at a time: the activations of VGG-16 are large."""
+    pairs = zip(images.clamp(0, 1).split(8), references.split(8), strict=True)
+    return float(torch.cat([lpips(image, reference) for image, reference in pairs]).mean())
 
 
 def gap_closed(rows: dict[str, dict[str, float]], row: str, suffix: str = "") -> dict[str, float]:
@@ -90,6 +108,7 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
     """Adapts, trains what it is compared with, scores all rows on the test photos, for one seed."""
     overrides = (*options.set, f"seed={seed}")
     recipe = load_recipe(options.recipe, overrides)
+    lpips = find_lpips(torch.device("cpu"))  # first, so that a damaged file is no surprise at the end
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], nn.Module]) -> nn.Module:
@@ -143,7 +162,7 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
     stages = {f"round {report['number']}": report["seconds"] for report in runs["ours"].rounds}
     return {
         "seed": seed,
-        "rows": {name: score(image, test, images["untouched"]) for name, image in images.items()},
+        "rows": {name: score(image, test, images["untouched"], lpips) for name, image in images.items()},
         "seconds": {**seconds, "ours by stage": stages},
         "accepted_rounds": {name: run.accepted() for name, run in runs.items()},
         "judgements": [report["judgement"] for report in runs["ours"].rounds],
@@ -181,15 +200,18 @@ def show(result: dict[str, object]) -> None:
     """Prints the table in Markdown."""
     rows: dict[str, dict[str, float]] = result["rows"]  # type: ignore[assignment]
     scores = ["PSNR", "SSIM", "HaarPSI", "gap closed"]
-    print("| row | " + " | ".join([*scores, *(f"{name} aligned" for name in scores), "low band", "harm"]) + " |")
-    print("|---|" + "--:|" * 10)
+    more = {key: title for key, title in OPTIONAL.items() if all(key in row for row in rows.values())}
+    titles = [*scores, *(f"{name} aligned" for name in scores), "low band", "harm", *more.values()]
+    print("| row | " + " | ".join(titles) + " |")
+    print("|---|" + "--:|" * len(titles))
     for name, row in rows.items():
         cells = [name]
         for suffix in ("", "_aligned"):
             closed = gap_closed(rows, name, suffix)
             cells += [f"{row['psnr' + suffix]:.2f}", f"{row['ssim' + suffix]:.4f}", f"{row['haarpsi' + suffix]:.4f}"]
             cells += [" / ".join(f"{value:.0%}" for value in closed.values())]
-        print("| " + " | ".join([*cells, f"{row['low_band']:.4f}", f"{row['harm_rate']:.0%}"]) + " |")
+        cells += [f"{row['low_band']:.4f}", f"{row['harm_rate']:.0%}", *(f"{row[key]:.4f}" for key in more)]
+        print("| " + " | ".join(cells) + " |")
 
 
 def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:

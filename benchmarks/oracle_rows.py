@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
-from adapt.finetune import finetune
+from adapt.finetune import distance_of, finetune
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
 from adapt.job import JobOptions, run_job
 from adapt.judge import restore_all
@@ -32,7 +32,6 @@ from restorers.zoo import load_restorer
 
 CPU = torch.device("cpu")
 DT_BFR = (
-    "faces.size=128",
     "faces.maximum=192",
     "generation.control_strength=1",  # this prior can be steered
     "generation.filter_factor=2",  # blocks of 8 px, as the default recipe's
@@ -41,8 +40,12 @@ DT_BFR = (
     "finetune.accumulate=1",
     "finetune.learning_rate=2e-4",
     "finetune.ema_decay=0.99",
+    "finetune.perceptual_net=removal",  # LPIPS is not at hand everywhere, and the embedded network is
+    "finetune.perceptual=0.1",
+    "finetune.discriminator=patch",  # a step of the U-Net takes 50 s where one of the patches takes half a second
 )
-"""What the recipe `dt_bfr` needs on the embedded prior and at equal steps; sampler, losses and missing gates stay."""
+"""What the recipe `dt_bfr` needs on the embedded prior, without published files and at equal steps, on a CPU; sampler,
+kinds of losses and missing gates stay."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def teach(ground: Ground, lessons: Lessons, settings: Finetune, name: str) -> nn
     accelerator = make_accelerator(CPU, settings.precision)
     path = ground.folder / f"{name}.pt"
     seed = seed_of("benchmark", name, ground.recipe.seed)
-    return finetune(ground.base, lessons, settings, load_removal().features, accelerator, path, seed).module
+    distance = distance_of(settings, load_removal(), CPU)
+    return finetune(ground.base, lessons, settings, distance, accelerator, path, seed).module
 
 
 def generic_steps(ground: Ground, bank: Tensor) -> nn.Module:

@@ -212,9 +212,15 @@ class Finetune(_Section):
     pixel: Annotated[float, Field(ge=0)] = 1.0
     """Weight of L1, times the confidence map on pseudo targets."""
     perceptual: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the distance in the features of degradation removal."""
+    """Weight of the perceptual distance."""
+    perceptual_net: Literal["removal", "lpips"] = "removal"
+    """What that compares: features of the embedded degradation removal, or LPIPS on VGG-16, whose files `adapt weights
+    fetch lpips-vgg` brings; without them the run says so and compares the features. Both are means over the batch; a
+    weight fits one of them, as their sizes differ."""
     adversarial: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the loss of a small patch discriminator whose real images are the clean bank."""
+    """Weight of the loss of a discriminator whose real images are the clean bank."""
+    discriminator: Literal["patch", "unet"] = "patch"
+    """A small one that scores patches, or Real-ESRGAN's U-Net of width 64, which scores pixels and is far slower."""
     adversarial_form: Literal["hinge", "logistic"] = "hinge"
     """Loss of the discriminator; the logistic one is DT-BFR's."""
     blend: bool = True

@@ -1,13 +1,15 @@
 """Finetuning: batches are composed in the recipe's shares, every loss term acts, a killed run resumes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from adapt.adversary import Adversary
 from adapt.dataset import ImageBank, Lessons, draw_batch
 from adapt.finetune import finetune
-from adapt.losses import Adversary, perceptual_loss, pixel_loss
+from adapt.losses import perceptual_loss, pixel_loss
 from adapt.training import make_accelerator
 from recipes.schema import Finetune
 from restorers.compact import Compact
@@ -22,6 +24,9 @@ def darken(image: torch.Tensor, _: torch.Generator) -> torch.Tensor:
 
 def features(image: torch.Tensor) -> list[torch.Tensor]:
     return [image, torch.nn.functional.avg_pool2d(image, 4)]
+
+
+distance = partial(perceptual_loss, features=features)
 
 
 def lessons(camera=darken) -> Lessons:
@@ -60,7 +65,7 @@ def test_batches_repeat_by_seed() -> None:
 
 def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
     settings = Finetune(steps=150, batch=8, learning_rate=3e-3, perceptual=0.0, ema_decay=0.9)
-    done = finetune(small(), lessons(), settings, features, make_accelerator(CPU, "no"), tmp_path / "f.pt", seed=1)
+    done = finetune(small(), lessons(), settings, distance, make_accelerator(CPU, "no"), tmp_path / "f.pt", seed=1)
     assert done.losses[-1]["pixel"] < 0.5 * done.losses[0]["pixel"]
     clean = blobs(4, seed=9)
     with torch.no_grad():
@@ -73,12 +78,35 @@ def test_it_learns_to_undo_the_camera(tmp_path: Path) -> None:
 def test_optional_terms_are_logged_and_move_the_weights(tmp_path: Path, weights: dict[str, float]) -> None:
     plain = Finetune(steps=4, batch=4, perceptual=0.0)
     accelerator = make_accelerator(CPU, "no")
-    base = finetune(small(), lessons(), plain, features, accelerator, tmp_path / "a.pt", seed=1)
+    base = finetune(small(), lessons(), plain, distance, accelerator, tmp_path / "a.pt", seed=1)
     more = plain.model_copy(update=weights)
-    extra = finetune(small(), lessons(), more, features, accelerator, tmp_path / "b.pt", seed=1)
+    extra = finetune(small(), lessons(), more, distance, accelerator, tmp_path / "b.pt", seed=1)
     assert set(extra.losses[0]) == {"step", "pixel", *weights}
     pairs = zip(base.module.parameters(), extra.module.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_recipe_says_what_judges_restored_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[str, str]] = []
+
+    class Spy(Adversary):
+        def __init__(self, *arguments: object) -> None:
+            used.append(arguments[3:])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("adapt.finetune.Adversary", Spy)
+    settings = Finetune(steps=1, batch=2, adversarial=0.1, discriminator="unet", adversarial_form="logistic")
+    finetune(small(), lessons(), settings, distance, make_accelerator(CPU, "no"), tmp_path / "a.pt", seed=1)
+    assert used == [("logistic", "unet")]
+
+
+def test_a_distance_of_each_image_is_averaged_over_the_batch(tmp_path: Path) -> None:
+    def each(restored: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.arange(1.0, 5.0) + 0 * restored.sum()
+
+    settings = Finetune(steps=1, batch=4, perceptual=0.4)
+    done = finetune(small(), lessons(), settings, each, make_accelerator(CPU, "no"), tmp_path / "a.pt", seed=1)
+    assert done.losses[0]["perceptual"] == pytest.approx(0.4 * 2.5)
 
 
 def test_pixel_loss_is_weighted_by_confidence() -> None:
@@ -92,27 +120,3 @@ def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_image() -> Non
     assert float(perceptual_loss(image, image.detach(), features)) == pytest.approx(0, abs=1e-6)
     perceptual_loss(image, blobs(2, seed=5), features).backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("form", ["hinge", "logistic"])
-def test_the_adversary_tells_real_from_restored_and_its_state_round_trips(form) -> None:
-    adversary = Adversary(CPU, 2e-3, 0, form)
-    real, fake = blobs(8), torch.rand(8, 3, 32, 32, generator=gen(0))
-    for _ in range(30):
-        adversary.learn(fake, real)
-    assert adversary.net(real).mean() > adversary.net(fake).mean() + 0.5
-    copy = Adversary(CPU, 2e-3, seed=1)
-    copy.load_state_dict(adversary.state_dict())
-    torch.testing.assert_close(copy.net.eval()(real), adversary.net.eval()(real))
-    assert all(p.grad is None or not p.requires_grad for p in adversary.net.parameters())
-
-
-def test_the_adversary_gives_the_restorer_the_gradient_of_its_form_and_keeps_none() -> None:
-    for form, expected in (("hinge", lambda s: -s.mean()), ("logistic", lambda s: (1 + (-s).exp()).log().mean())):
-        adversary = Adversary(CPU, 2e-3, 0, form)
-        adversary.net.eval().requires_grad_(False)
-        fake = blobs(2).requires_grad_()
-        torch.testing.assert_close(adversary.loss(fake), expected(adversary.net(fake)))
-        adversary.loss(fake).backward()
-        assert fake.grad is not None and fake.grad.abs().sum() > 0
-        assert all(parameter.grad is None for parameter in adversary.net.parameters())

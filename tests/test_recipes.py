@@ -34,10 +34,14 @@ def test_dt_bfr_is_the_released_recipe() -> None:
     taught = recipe.finetune
     assert (taught.camera_share, taught.batch * taught.accumulate) == (0, 16)
     assert (taught.learning_rate, taught.learning_rate * taught.final_rate) == (2e-5, 5e-6)
+    # 0.1 of LPIPS summed over a micro-batch, not averaged.
+    assert (taught.perceptual_net, taught.perceptual) == ("lpips", 0.1 * taught.batch)
+    assert (taught.adversarial, taught.adversarial_form, taught.discriminator) == (0.1, "logistic", "unet")
 
 
 def test_settings_of_dt_bfr_change_no_other_recipe() -> None:
     made = load_recipe("default")
+    assert (made.finetune.perceptual_net, made.finetune.discriminator) == ("removal", "patch")
     assert (made.generation.sampler, made.judge.enabled, made.finetune.final_rate) == ("few_calls", True, 0.02)
 
 

@@ -58,11 +58,12 @@ def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch
     from pathlib import Path
 
     from adapt import job
+    from adapt.console import Narrator
     from adapt.errors import UsageError
 
     monkeypatch.setattr(job, "load_prior", lambda _: SimpleNamespace(resolution=512, control=None))
-    options = job.JobOptions(inputs=Path(__file__).parent, command="", recipe="dt_bfr", prior="ffhq512")
-    job._checked(options)
+    options = job.JobOptions(Path(__file__).parent, "", recipe="dt_bfr", prior="ffhq512")
+    job._checked(options, Narrator())
     steered = dataclasses.replace(options, overrides=("generation.control_strength=1",))
     with pytest.raises(UsageError, match="has no IRControlNet, expected 0"):
-        job._checked(steered)
+        job._checked(steered, Narrator())
