@@ -88,7 +88,8 @@ def adapt_command(given: list[str]) -> int:
     parser.add_argument("--ray", metavar="auto|ADDRESS", help="spread generation over a Ray cluster")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
     options = parser.parse_args(given)
-    from adapt.job import JobOptions, run_job
+    from adapt.job import run_job
+    from adapt.options import JobOptions
 
     run_job(
         JobOptions(

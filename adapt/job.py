@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +16,8 @@ from adapt.dataset import ImageBank, load_clean
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
-from adapt.lpips import load_lpips
+from adapt.options import JobOptions, checked, cleaner_of
 from adapt.photos import printable
-from adapt.prior_setup import faults_of
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
 from adapt.summary import write_outputs
@@ -27,33 +25,10 @@ from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
 from pseudo_targets.diffbir.cleaners import Cleaner
-from pseudo_targets.downloads import WeightsError, WeightsMissingError
 from pseudo_targets.embedded import load_quality
-from pseudo_targets.zoo import UnknownPriorError, load_cleaner, load_prior
-from recipes.load import RecipeError, dump_recipe, load_recipe
+from recipes.load import dump_recipe
 from recipes.schema import Recipe
-from restorers.codes import chooses_codes
-from restorers.zoo import LoadedRestorer, ZooError, at_input_size, load_restorer
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """The main job as the user asked for it; see `adapt --help`."""
-
-    inputs: Path
-    command: str
-    output: Path | None = None
-    recipe: str = "default"
-    overrides: tuple[str, ...] = ()
-    aligned: bool = False
-    clean: Path | None = None
-    restorer: str = "compact"
-    non_commercial: bool = False
-    prior: str = "mini"
-    tracking_uri: str | None = None
-    tracking: bool = True
-    ray: str | None = None
-    device: str = "auto"
+from restorers.zoo import LoadedRestorer
 
 
 def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
@@ -64,8 +39,8 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
         AdaptError: the job failed; what was finished is kept and the same command continues.
     """
     narrator = narrator or Narrator()
-    recipe, restorer = _checked(options, narrator)
-    cleaner = _cleaner(options, recipe, narrator)
+    recipe, restorer = checked(options, narrator)
+    cleaner = cleaner_of(options, recipe, narrator)
     key = _key(options, recipe, restorer, cleaner)
     root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{key}"
     workspace = Workspace(root)
@@ -92,8 +67,8 @@ def run_key(options: JobOptions) -> str:
         UsageError: an option or setting cannot be used.
     """
     narrator = Narrator()
-    recipe, restorer = _checked(options, narrator)
-    return _key(options, recipe, restorer, _cleaner(options, recipe, narrator))
+    recipe, restorer = checked(options, narrator)
+    return _key(options, recipe, restorer, cleaner_of(options, recipe, narrator))
 
 
 def _run(
@@ -160,91 +135,6 @@ def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator:
     if len(gathered.refused) > 5:
         narrator.say(f"  ... {len(gathered.refused) - 5} more in {workspace.manifest}")
     return gathered
-
-
-def _checked(options: JobOptions, narrator: Narrator) -> tuple[Recipe, LoadedRestorer]:
-    """Everything that can be wrong before any work, all at once."""
-    faults = []
-    recipe = restorer = None
-    try:
-        recipe = _teachable(load_recipe(options.recipe, options.overrides), narrator)
-    except RecipeError as error:
-        faults.append(str(error))
-    except WeightsError as error:
-        faults.append(f"finetune.perceptual_net lpips: {error}")
-    try:
-        restorer = at_input_size(load_restorer(options.restorer, non_commercial=options.non_commercial))
-        faults += [] if recipe is None else _unfit(recipe, restorer)
-    except ZooError as error:
-        faults.append(f"--restorer: {error}")
-    try:
-        prior = load_prior(options.prior)
-        if recipe is not None and "size" not in recipe.faces.model_fields_set:
-            recipe = recipe.model_copy(update={"faces": recipe.faces.model_copy(update={"size": prior.resolution})})
-        if recipe is not None and recipe.faces.size != prior.resolution:
-            faults.append(f"faces.size {recipe.faces.size}: prior {options.prior!r} works at {prior.resolution} px")
-        if recipe is not None and recipe.generation.control_strength > 0 and getattr(prior, "control", None) is None:
-            faults.append(
-                f"generation.control_strength {recipe.generation.control_strength:g}: prior {options.prior!r} "
-                "has no IRControlNet, expected 0"
-            )
-        if recipe is not None:
-            faults += faults_of(options.prior, recipe.generation)
-    except (UnknownPriorError, WeightsError) as error:
-        faults.append(f"--prior: {error}")
-    if not options.inputs.exists():
-        faults.append(f"--inputs {printable(options.inputs)}: no such folder")
-    if options.clean is not None and not options.clean.is_dir():
-        faults.append(f"--clean {printable(options.clean)}: no such folder")
-    if options.device not in ("auto", "cpu", "cuda"):
-        faults.append(f"--device {options.device}: expected auto, cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        faults.append("--device cuda: no CUDA device is usable here; see `adapt doctor`")
-    if faults or recipe is None or restorer is None:
-        raise UsageError("; ".join(faults))
-    return recipe, restorer
-
-
-def _unfit(recipe: Recipe, restorer: LoadedRestorer) -> list[str]:
-    """What the recipe asks of the restorer and it cannot do."""
-    settings, name, faults = recipe.finetune, restorer.spec.name, []
-    if settings.precision == "fp16" and not restorer.spec.half:
-        faults.append(f"finetune.precision fp16: {name} is not known to be safe in it, expected bf16 or no")
-    if settings.parts == "decoder" and not restorer.spec.decoder:
-        faults.append(f"finetune.parts decoder: it is not known which part of {name} that is, expected all or lora")
-    if settings.losses == "codes" and not chooses_codes(restorer.module):
-        faults.append(f"finetune.losses codes: {name} predicts no codes, expected image; codes is for CodeFormer")
-    return faults
-
-
-def _teachable(recipe: Recipe, narrator: Narrator) -> Recipe:
-    """The recipe with a perceptual network that is here, which is said where it is not the one asked for.
-
-    Raises:
-        WeightsError: a file of LPIPS is damaged or another.
-    """
-    settings = recipe.finetune
-    if settings.losses != "image" or not settings.perceptual or settings.perceptual_net != "lpips":
-        return recipe
-    try:
-        load_lpips(torch.device("cpu"))
-    except WeightsMissingError as error:
-        narrator.say(f"the perceptual loss compares features of the embedded degradation removal: {error}")
-        return recipe.model_copy(update={"finetune": settings.model_copy(update={"perceptual_net": "removal"})})
-    return recipe
-
-
-def _cleaner(options: JobOptions, recipe: Recipe, narrator: Narrator) -> Cleaner | None:
-    """The published stage 1 of the prior, if the recipe asks for removal, the prior has one, and its file is here."""
-    if recipe.generation.stage1 != "removal":
-        return None
-    try:
-        return load_cleaner(options.prior, recipe.generation.tiles.stage1)
-    except WeightsMissingError as error:
-        narrator.say(f"stage 1 is the embedded degradation removal: {error}")
-        return None
-    except WeightsError as error:
-        raise UsageError(f"generation.stage1 removal: {error}") from error
 
 
 def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, cleaner: Cleaner | None) -> str:

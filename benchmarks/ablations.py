@@ -10,7 +10,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapt.job import JobOptions, run_key
+from adapt.job import run_key
+from adapt.options import JobOptions
 from adapt.workspace import write_json
 
 BANK = ("bank",)

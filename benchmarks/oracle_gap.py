@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from adapt.evaluate import BLOCK, align_tone, haarpsi, niqe, psnr, ssim
 from adapt.identity import load_identity
-from adapt.job import JobOptions
 from adapt.judge import restore_all
 from adapt.lpips import Lpips, find_lpips
+from adapt.options import JobOptions
 from adapt.photos import find_photos, read_photo
 from benchmarks import oracle_rows as rows_of
 from benchmarks.ablations import ABLATIONS, CLEAN, CLEAN_ABLATION, prepare

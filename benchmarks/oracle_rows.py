@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
 from adapt.finetune import distance_of, finetune
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
-from adapt.job import JobOptions, run_job
+from adapt.job import run_job
 from adapt.judge import restore_all
+from adapt.options import JobOptions
 from adapt.seeds import seed_of
 from adapt.training import TrainingPlan, make_accelerator, train
 from adapt.workspace import read_tensors

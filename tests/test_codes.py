@@ -13,8 +13,8 @@ from torch import nn
 
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
-from adapt.job import _unfit
 from adapt.losses import code_losses
+from adapt.options import _unfit
 from adapt.stages import Job, teach
 from adapt.workspace import Workspace
 from recipes.load import RecipeError, load_recipe

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt import generate, job, prior_setup
+from adapt import generate, prior_setup
 from adapt.console import Narrator
 from adapt.errors import UsageError
 from adapt.generate import TargetTask, WorkerFactory
+from adapt.options import JobOptions, checked, cleaner_of
 from adapt.seeds import generator_of
 from pseudo_targets.color_fix import wavelet_color_fix
 from pseudo_targets.consistency import LowPassReplacement, Reference, RestorationGuidance
@@ -151,14 +152,14 @@ def test_words_without_a_vocabulary_are_refused(cache: Path) -> None:
 
 
 def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:
-    options = job.JobOptions(cache, "adapt", overrides=("generation.sampler=diffbir", "generation.prompt=sharp"))
+    options = JobOptions(cache, "adapt", overrides=("generation.sampler=diffbir", "generation.prompt=sharp"))
     with pytest.raises(UsageError) as error:
-        job._checked(options)
+        checked(options, Narrator())
     for part in ("sampler diffbir: prior 'mini'", "prompt 'sharp': prior 'mini'", "expected one of diffbir-v1"):
         assert part in str(error.value)
     right = dataclasses.replace(options, prior=NAME, overrides=(*options.overrides, "faces.size=64"))
     with pytest.raises(UsageError, match="works at 32 px") as error:
-        job._checked(right)
+        checked(right, Narrator())
     assert "expected one of" not in str(error.value)
 
 
@@ -168,9 +169,9 @@ def test_a_prior_of_all_photos_varies_faces_for_the_bank() -> None:
 
 
 def test_tiles_of_stage_1_reach_the_job(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load_cleaner", lambda name, tile: (name, tile))
+    monkeypatch.setattr("adapt.options.load_cleaner", lambda name, tile: (name, tile))
     recipe = load_recipe("diffbir", ("generation.tiles.stage1=256",))
-    assert job._cleaner(job.JobOptions(cache, "adapt", prior=NAME), recipe, Narrator()) == (NAME, 256)
+    assert cleaner_of(JobOptions(cache, "adapt", prior=NAME), recipe, Narrator()) == (NAME, 256)
 
 
 def test_tiles_of_the_denoiser_need_no_padding_beyond_the_autoencoder(cache: Path) -> None:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapt import job
 from adapt.console import Narrator
 from adapt.errors import AdaptError, UsageError
 from adapt.finetune import distance_of, finetune
 from adapt.lpips import Heads, Vgg16, find_lpips, load_lpips
+from adapt.options import JobOptions, checked
 from adapt.training import make_accelerator
 from adapt.weights_cli import import_weights, verify_weights
 from adapt.weights_table import LPIPS, LPIPS_HEADS, TABLE, VGG16, chosen
@@ -210,27 +210,27 @@ def test_a_weight_of_nothing_needs_no_files(empty: Path) -> None:
         distance_of(Finetune(perceptual_net="lpips"), load_removal(), CPU)
 
 
-def checked(*overrides: str) -> str:
+def taught_with(*overrides: str) -> str:
     """The perceptual network that a job with these settings teaches with."""
-    options = job.JobOptions(inputs=Path(__file__).parent, command="", overrides=overrides)
-    return job._checked(options, Narrator())[0].finetune.perceptual_net
+    options = JobOptions(inputs=Path(__file__).parent, command="", overrides=overrides)
+    return checked(options, Narrator())[0].finetune.perceptual_net
 
 
 def test_a_job_says_what_is_missing_and_goes_on_with_its_own(empty: Path, capsys: pytest.CaptureFixture) -> None:
     asked = "finetune.perceptual_net=lpips"
-    assert checked(asked) == "removal"
+    assert taught_with(asked) == "removal"
     (said,) = capsys.readouterr().out.splitlines()
     assert "degradation removal" in said and "adapt weights fetch lpips-vgg" in said
-    assert checked(asked, "finetune.perceptual=0") == "lpips"
+    assert taught_with(asked, "finetune.perceptual=0") == "lpips"
     assert capsys.readouterr().out == ""
 
 
 def test_a_job_takes_the_files_and_refuses_damaged_ones(cache: Path, empty: Path, monkeypatch) -> None:
     asked = "finetune.perceptual_net=lpips"
     monkeypatch.setenv("ADAPT_CACHE", str(cache.parent))
-    assert checked(asked) == "lpips"
+    assert taught_with(asked) == "lpips"
     monkeypatch.setenv("ADAPT_CACHE", str(empty.parent))
     shutil.copyfile(cache / VGG16.file, empty / VGG16.file)
     (empty / LPIPS_HEADS.file).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UsageError, match=r"finetune\.perceptual_net lpips: .*vgg\.pth: damaged"):
-        checked(asked)
+        taught_with(asked)

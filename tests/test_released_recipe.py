@@ -57,13 +57,13 @@ def test_the_few_call_path_takes_the_same_prior(factory: WorkerFactory) -> None:
 def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch: pytest.MonkeyPatch) -> None:
     from pathlib import Path
 
-    from adapt import job
     from adapt.console import Narrator
     from adapt.errors import UsageError
+    from adapt.options import JobOptions, checked
 
-    monkeypatch.setattr(job, "load_prior", lambda _: SimpleNamespace(resolution=512, control=None))
-    options = job.JobOptions(Path(__file__).parent, "", recipe="dt_bfr", prior="ffhq512")
-    job._checked(options, Narrator())
+    monkeypatch.setattr("adapt.options.load_prior", lambda _: SimpleNamespace(resolution=512, control=None))
+    options = JobOptions(Path(__file__).parent, "", recipe="dt_bfr", prior="ffhq512")
+    checked(options, Narrator())
     steered = dataclasses.replace(options, overrides=("generation.control_strength=1",))
     with pytest.raises(UsageError, match="has no IRControlNet, expected 0"):
-        job._checked(steered, Narrator())
+        checked(steered, Narrator())

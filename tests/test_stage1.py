@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt import generate, job
+from adapt import generate
 from adapt.console import Narrator
 from adapt.errors import UsageError
 from adapt.generate import TargetTask, WorkerFactory
+from adapt.options import JobOptions, cleaner_of
 from pseudo_targets.diffbir import cleaners
 from pseudo_targets.diffbir.cleaner_nets import ReplicatePadded, SCUNetSizes, SwinIRSizes, build_scunet, build_swinir
 from pseudo_targets.diffbir.cleaners import CLEANERS, Cleaner, load_diffbir_cleaner
@@ -195,11 +196,11 @@ def test_removal_is_the_published_cleaner_where_there_is_one(stage1, published, 
 
 
 def test_a_job_takes_it_says_so_where_it_is_missing_and_refuses_a_damaged_one(cache, capsys):
-    options = job.JobOptions(cache, "adapt", prior="diffbir-v2.1")
+    options = JobOptions(cache, "adapt", prior="diffbir-v2.1")
     asked = load_recipe("default", ("generation.stage1=removal",))
 
     def chosen(recipe=asked) -> Cleaner | None:
-        return job._cleaner(options, recipe, Narrator())
+        return cleaner_of(options, recipe, Narrator())
 
     assert chosen(load_recipe("default")) is None
     assert capsys.readouterr() == ("", "")

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapt import job
 from adapt.cli import main
+from adapt.console import Narrator
 from adapt.errors import UsageError
+from adapt.options import JobOptions, checked
 from adapt.summary import consequence
 from restorers import downloads, zoo
 from restorers.downloads import PUBLISHED, WeightsChangedError, checked_sha256
@@ -53,11 +54,11 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
 
 
 def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "load_prior", lambda _: SimpleNamespace(resolution=512, control=object()))
-    options = job.JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
-    assert job._checked(options)[0].faces.size == 512
+    monkeypatch.setattr("adapt.options.load_prior", lambda _: SimpleNamespace(resolution=512, control=object()))
+    options = JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
+    assert checked(options, Narrator())[0].faces.size == 512
     with pytest.raises(UsageError, match=r"faces.size 256: prior 'diffbir-v2\.1' works at 512 px"):
-        job._checked(dataclasses.replace(options, overrides=("faces.size=256",)))
+        checked(dataclasses.replace(options, overrides=("faces.size=256",)), Narrator())
 
 
 @pytest.mark.parametrize(
@@ -69,17 +70,17 @@ def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_other
 )
 def test_what_a_restorer_cannot_do_is_refused_before_any_work(setting, expected, tmp_path, monkeypatch):
     laid_down("nafnet", tmp_path, monkeypatch)
-    options = job.JobOptions(inputs=tmp_path, command="", restorer="nafnet", overrides=(setting,))
+    options = JobOptions(inputs=tmp_path, command="", restorer="nafnet", overrides=(setting,))
     with pytest.raises(UsageError, match=expected):
-        job._checked(options)
+        checked(options, Narrator())
 
 
 def test_a_network_without_a_known_decoder_trains_whole_or_with_lora(tmp_path, monkeypatch):
     laid_down("realesr-general-x4v3", tmp_path, monkeypatch)
-    options = job.JobOptions(inputs=tmp_path, command="", restorer="realesr-general-x4v3")
-    assert job._checked(dataclasses.replace(options, overrides=("finetune.parts=lora",)))[0].finetune.rank == 8
+    options = JobOptions(inputs=tmp_path, command="", restorer="realesr-general-x4v3")
+    assert checked(dataclasses.replace(options, overrides=("finetune.parts=lora",)), Narrator())[0].finetune.rank == 8
     with pytest.raises(UsageError, match=r"parts decoder: it is not known which part .*expected all or lora"):
-        job._checked(dataclasses.replace(options, overrides=("finetune.parts=decoder",)))
+        checked(dataclasses.replace(options, overrides=("finetune.parts=decoder",)), Narrator())
 
 
 def test_a_hash_that_nobody_published_is_kept_and_a_later_change_refused(cache, caplog):
