@@ -171,7 +171,15 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
 
     checkpoint = output / f"{job.name}.checkpoint.pt"
     done = train(
-        job.module.to(device), job.losses, job.plan, accelerator, checkpoint, report, 100, evaluate=job.evaluate
+        job.module.to(device),
+        job.losses,
+        job.plan,
+        accelerator,
+        checkpoint,
+        report,
+        log_every=100,
+        evaluate=job.evaluate,
+        late_losses=job.late_losses,
     )
     module = done.module.cpu()
     half = {name: tensor.half() for name, tensor in module.state_dict().items() if not name.startswith(job.elsewhere)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -51,8 +52,9 @@ Validate = Callable[[nn.Module], Validation]
 class Pretraining:
     """One network's pretraining: what is trained, on what signal, how it is judged, what its file says of its shape.
 
-    Tensors whose names start with one of `elsewhere` have a file of their own. `losses` and `evaluate`, which gives the
-    points of the validation curve, compute on the device the job was made for, `validate` on the CPU.
+    Tensors whose names start with one of `elsewhere` have a file of their own. `late_losses` are those of the second
+    half of the steps, where they differ. `losses` and `evaluate`, which gives the points of the validation curve,
+    compute on the device the job was made for, `validate` on the CPU.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Pretraining:
     metadata: dict[str, str] = field(default_factory=dict)
     evaluate: Evaluate | None = None
     elsewhere: tuple[str, ...] = ("codec.",)
+    late_losses: ComputeLosses | None = None
 
 
 def fixed_pairs(clean: Tensor) -> Tensor:
@@ -116,16 +119,20 @@ def removal_job(
 def prior_job(
     bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
-    """The unconditional latent denoiser."""
+    """The unconditional latent denoiser.
+
+    Its overall tone counts in the second half of the steps only: from the first one on, detail would be learned several
+    times more slowly.
+    """
     schedule, variance = mini_schedule(), latent_variance(bank, codec)
     codec, context = codec.to(device), mini_context().to(device)
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     unet = build_mini_unet(codec.channels, size)
 
-    def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
+    def losses(module: nn.Module, generator: Generator, tone_weight: float) -> dict[str, Tensor]:
         latent = codec.encode(bank.draw(batch, generator).to(device))
-        return prior_losses(module, latent, schedule, context, variance.to(device), generator)
+        return prior_losses(module, latent, schedule, context, variance.to(device), generator, tone_weight)
 
     def validate(module: nn.Module) -> Validation:
         latent, timesteps = codec.cpu().encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
@@ -136,7 +143,8 @@ def prior_job(
         return Validation(scores, sheet_of(draw(prior, Trajectory(len(schedule) - 1, 20), generators)))
 
     metadata = {"size": str(size), "widths": "64,128,192"}
-    return Pretraining("prior", unet, losses, validate, plan, metadata)
+    early, late = partial(losses, tone_weight=0.0), partial(losses, tone_weight=1.0)
+    return Pretraining("prior", unet, early, validate, plan, metadata, late_losses=late)
 
 
 def control_job(

@@ -113,13 +113,15 @@ def train(
     log_every: int = 25,
     extras: Mapping[str, Stateful] | None = None,
     evaluate: Evaluate | None = None,
+    late_losses: ComputeLosses | None = None,
 ) -> Trained:
     """Trains a copy of `module` and returns its weight average in eval mode.
 
     `compute_losses(module, generator)` returns the named terms of the loss of one micro-batch, already weighted; all of
     its randomness comes from the generator, which depends on the seed, the step and the micro-batch alone. A run that
     was killed continues from `checkpoint` and ends with the result it would have had. `evaluate` scores the weight
-    average about a dozen times; the scores stand in the entry of that interval.
+    average about a dozen times; the scores stand in the entry of that interval. `late_losses` takes the place of
+    `compute_losses` in the second half of the steps.
 
     Raises:
         AdaptError: a loss is not finite; the message names it.
@@ -138,7 +140,8 @@ def train(
     for step in range(start, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * plan.rate(step)
-        terms = _one_step(net, optimizer, compute_losses, plan, accelerator, step)
+        losses = late_losses if late_losses is not None and 2 * step >= plan.steps else compute_losses
+        terms = _one_step(net, optimizer, losses, plan, accelerator, step)
         average.update_parameters(accelerator.unwrap_model(net))
         running.append(terms)
         if (step + 1) % log_every == 0 or step + 1 == plan.steps:

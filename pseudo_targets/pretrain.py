@@ -27,11 +27,29 @@ def removal_losses(
 
 
 def prior_losses(
-    module: nn.Module, latent: Tensor, schedule: NoiseSchedule, context: Tensor, variance: Tensor, generator: Generator
+    module: nn.Module,
+    latent: Tensor,
+    schedule: NoiseSchedule,
+    context: Tensor,
+    variance: Tensor,
+    generator: Generator,
+    tone_weight: float,
 ) -> dict[str, Tensor]:
-    """Error of the unconditional denoiser at uniformly drawn timesteps; see `denoising_error`."""
+    """Error of the unconditional denoiser at uniformly drawn timesteps, and that of its overall tone.
+
+    The tone is a thousandth of the plain error, so it would be learned last, and draws of a network that shrinks it
+    towards the mean all have the same skin. The conditional mean, which is what the network learns, is the same for any
+    weight of at least 0.
+    """
     timestep = torch.randint(len(schedule), (len(latent),), generator=generator)
-    return {"v": denoising_error(module, latent, timestep, schedule, context, variance, generator)}
+    error = denoising_error(module, latent, timestep, schedule, context, variance, generator)
+    return {"v": (error**2).mean(), "tone": tone_weight * tone_loss(error)}
+
+
+def tone_loss(error: Tensor) -> Tensor:
+    """Mean square of an error's averages over wide regions of `[B, C, h, w]`, a quarter of the side and the whole."""
+    regions = (error.shape[-1] // 4, error.shape[-1])
+    return torch.stack([side * (F.avg_pool2d(error, side) ** 2).mean() for side in regions]).sum()
 
 
 def control_losses(
@@ -69,22 +87,17 @@ def denoising_error(
     variance: Tensor,
     generator: Generator,
 ) -> Tensor:
-    """Squared error of the network output, each channel divided by what its target varies by.
+    """Error of the network output `[B, C, h, w]`, each channel divided by the deviation of its target.
 
     `variance` `[C]` is the variance of the latent's channels. Without the division the mean brightness, whose channel
-    varies a thousand times more than fine detail, would take the whole loss at high noise. The error's averages over
-    wide regions count once more: the overall tone is a thousandth of the plain error, so it would be learned last, and
-    draws of a network that shrinks it towards the mean all have the same skin. The conditional mean, which is what the
-    network learns, is the same for any positive weight.
+    varies a thousand times more than fine detail, would take the whole loss at high noise.
     """
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
     weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
     x_t = schedule.q_sample(latent, timestep, noise)
     output = denoiser_output(unet, None, x_t, timestep, context.expand(len(latent), -1, -1), None)
-    error = weight.sqrt() * (output.float() - schedule.target(latent, noise, timestep))
-    regions = (error.shape[-1] // 4, error.shape[-1])
-    return (error**2).mean() + sum(side * (F.avg_pool2d(error, side) ** 2).mean() for side in regions)
+    return weight.sqrt() * (output.float() - schedule.target(latent, noise, timestep))
 
 
 @torch.no_grad()
@@ -115,15 +128,11 @@ def error_by_timestep(
     timesteps: Sequence[int],
 ) -> dict[str, float]:
     """The weighted error of the prior at each timestep on validation latents, with fixed noise."""
-    noise = torch.randn(latent.shape, generator=Generator().manual_seed(0)).to(latent)
     result = {}
     for t in timesteps:
-        timestep = torch.full((len(latent),), t)
-        x_t = schedule.q_sample(latent, timestep, noise)
-        output = denoiser_output(unet, None, x_t, timestep, context.expand(len(latent), -1, -1), None)
-        abar = schedule.level(t).to(latent)
-        weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
-        result[f"v_{t}"] = float((weight * (output - schedule.target(latent, noise, timestep)) ** 2).mean())
+        timestep, generator = torch.full((len(latent),), t), Generator().manual_seed(0)
+        error = denoising_error(unet, latent, timestep, schedule, context, variance, generator)
+        result[f"v_{t}"] = float((error**2).mean())
     return result
 
 
@@ -137,4 +146,5 @@ __all__ = [
     "error_by_timestep",
     "prior_losses",
     "removal_losses",
+    "tone_loss",
 ]

@@ -17,7 +17,7 @@ from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.embedded import load_mini, load_quality, load_removal, load_tone, mini_schedule
-from pseudo_targets.pretrain import control_losses, denoising_error
+from pseudo_targets.pretrain import control_losses, prior_losses
 from pseudo_targets.priors import Fusion
 from restorers.compact import load_compact
 from restorers.degradations import GenericDegradation
@@ -165,20 +165,22 @@ class Network(torch.nn.Module):
 
 
 def test_an_error_of_the_overall_tone_costs_more_than_noise_of_the_same_energy() -> None:
-    schedule, latent, timestep = mini_schedule(), torch.zeros(2, 4, 16, 16), torch.tensor([500, 900])
+    schedule, latent = mini_schedule(), torch.zeros(2, 4, 16, 16)
     white = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     white -= white.mean((2, 3), keepdim=True)
     tone = torch.ones_like(white) * white.square().mean().sqrt()
 
-    def cost(error: torch.Tensor) -> float:
+    def cost(error: torch.Tensor, weight: float) -> float:
         def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(sample=error)
 
         generator = torch.Generator().manual_seed(1)
-        return float(denoising_error(Network(network), latent, timestep, schedule, CONTEXT, ONES, generator))
+        losses = prior_losses(Network(network), latent, schedule, CONTEXT, ONES, generator, weight)
+        return float(sum(losses.values()))
 
-    nothing = cost(torch.zeros_like(white))
-    assert cost(tone) - nothing > 5 * (cost(white) - nothing) > 0
+    nothing = torch.zeros_like(white)
+    assert cost(tone, 1.0) - cost(nothing, 1.0) > 5 * (cost(white, 1.0) - cost(nothing, 1.0)) > 0
+    assert cost(tone, 0.0) - cost(nothing, 0.0) == pytest.approx(cost(white, 0.0) - cost(nothing, 0.0), rel=0.1)
 
 
 @pytest.mark.parametrize(("answer", "expected"), [("clean", 0.0), ("fused", 1.0)])

@@ -74,6 +74,16 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert (done.module.weight - linear().weight).abs().max() < 1.0
 
 
+@pytest.mark.parametrize("steps", [6, 7])
+def test_late_losses_take_over_in_the_second_half(tmp_path: Path, steps: int) -> None:
+    def late(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"fit": 0 * losses(net, generator)["fit"]}
+
+    args = (TrainingPlan(steps, 0.001), make_accelerator(CPU, "no"), tmp_path / "h.pt")
+    done = train(linear(), losses, *args, log_every=1, late_losses=late)
+    assert [entry["fit"] > 0 for entry in done.losses] == [2 * step < steps for step in range(steps)]
+
+
 def test_accumulation_calls_the_loss_once_a_micro_batch(tmp_path: Path) -> None:
     calls = []
 
