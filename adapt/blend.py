@@ -18,7 +18,7 @@ from adapt.judge import photographed_score
 
 SHARES = tuple(step / 8 for step in range(1, 9))
 """Stops on the way from the old weights (0) to the new ones (1)."""
-LOSS = 2.0
+LOSS = 3.0
 """How many dB gained by other photos make up for one dB that a photo loses."""
 
 

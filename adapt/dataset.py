@@ -119,9 +119,14 @@ class Batch:
     confidence: Tensor
 
 
+def seen_in_batch(lessons: Lessons, settings: Finetune) -> int:
+    """How many images of a micro-batch, its first ones, are clean faces seen through the camera."""
+    return round(settings.batch * settings.camera_share) if lessons.camera is not None else 0
+
+
 def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Batch:
     """Composes one micro-batch in the shares of the recipe; flips the clean side only, never a real pair."""
-    seen = round(settings.batch * settings.camera_share) if lessons.camera is not None else 0
+    seen = seen_in_batch(lessons, settings)
     parts = []
     if seen and lessons.camera is not None:
         clean = lessons.bank.draw(seen, generator).to(lessons.photos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from adapt.adversary import Adversary
-from adapt.dataset import Lessons, draw_batch
-from adapt.losses import Distance, perceptual_loss, pixel_loss
+from adapt.dataset import Lessons, draw_batch, seen_in_batch
+from adapt.losses import Distance, harm_loss, perceptual_loss, pixel_loss
 from adapt.lpips import load_lpips
 from adapt.seeds import seed_of
 from adapt.training import OnStep, Trained, TrainingPlan, layout_of, train
@@ -28,13 +29,17 @@ def finetune(
     checkpoint: Path,
     seed: int,
     on_step: OnStep | None = None,
+    base: nn.Module | None = None,
 ) -> Trained:
     """Trains a copy of `module` on `lessons`; see `adapt.training.train` for resuming and errors.
 
     Args:
         distance: the perceptual term, as `distance_of` gives it.
+        base: the restorer that photos must not lose against; without it harm does not count.
     """
-    adversary, layout = None, layout_of(module)
+    adversary, layout, seen = None, layout_of(module), seen_in_batch(lessons, settings)
+    if base is not None:
+        base = copy.deepcopy(base).eval().to(accelerator.device)
     if settings.adversarial:
         start = seed_of("adversary", seed)
         kind = settings.adversarial_form, settings.discriminator
@@ -47,6 +52,10 @@ def finetune(
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:
             terms["perceptual"] = settings.perceptual * distance(restored, batch.sharp).mean()
+        if settings.harm and base is not None and seen:  # elsewhere the truth is not known
+            with torch.no_grad():
+                before = base(batch.lq[:seen].contiguous(memory_format=layout)).float()
+            terms["harm"] = settings.harm * harm_loss(restored[:seen], before, batch.target[:seen])
         if adversary is not None:
             real = lessons.bank.draw(len(restored), generator).to(restored)
             adversary.learn(restored, real)

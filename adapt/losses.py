@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.evaluate import psnr
+
 Features = Callable[[Tensor], list[Tensor]]
 """Image -> activations of a fixed network, fine to coarse."""
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +28,14 @@ def perceptual_loss(restored: Tensor, target: Tensor, features: Features) -> Ten
     got = [F.normalize(activation.float(), dim=1) for activation in features(restored)]
     terms = [(a - b).abs().sum(1).mean() for a, b in zip(got, wanted, strict=True)]
     return torch.stack(terms).mean()
+
+
+def harm_loss(restored: Tensor, before: Tensor, target: Tensor) -> Tensor:
+    """How much worse `restored` is than `before`, in dB of PSNR, mean over images; what became better does not count.
+
+    A mean error weighs what one photo gains against what another loses; whose photo became worse does not.
+    """
+    return (psnr(before, target) - psnr(restored, target)).clamp(min=0).mean()
 
 
 def code_losses(scores: Tensor, features: Tensor, numbers: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -159,9 +159,8 @@ def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dic
             start = generator_of("lora", job.recipe.seed, number)
             pupil = pupil_of(job.restorer, settings.parts, settings.rank, start)
             distance = distance_of(settings, removal, accelerator.device)
-            trained = finetune(
-                pupil, lessons, settings, distance, accelerator, checkpoint, seed, lambda step, _: advance(step)
-            )
+            args = pupil, lessons, settings, distance, accelerator, checkpoint, seed
+            trained = finetune(*args, lambda step, _: advance(step), job.base.module)
     return merged(trained.module, restorer).cpu(), trained.losses
 
 

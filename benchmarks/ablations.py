@@ -40,6 +40,7 @@ ABLATIONS: dict[str, Ablation] = {
     "without spectrum match": _first_round(TARGETS, "camera.spectrum_match=false"),
     "without blend": _first_round(CAMERA, "finetune.blend=false"),
     "without perceptual loss": _first_round(CAMERA, "finetune.perceptual=0"),
+    "without harm loss": _first_round(CAMERA, "finetune.harm=0"),
     "a quarter photos by confidence": _first_round(CAMERA, "finetune.camera_share=0.75"),
     "fixed start": _first_round(BANK, "generation.start=fixed", "generation.start_timesteps=[200]"),
     "published filter": _first_round(BANK, "generation.filter=published"),

@@ -108,7 +108,7 @@ def teach(ground: Ground, lessons: Lessons, settings: Finetune, name: str) -> nn
     path = ground.folder / f"{name}.pt"
     seed = seed_of("benchmark", name, ground.recipe.seed)
     distance = distance_of(settings, load_removal(), CPU)
-    return finetune(ground.base, lessons, settings, distance, accelerator, path, seed).module
+    return finetune(ground.base, lessons, settings, distance, accelerator, path, seed, base=ground.base).module
 
 
 def generic_steps(ground: Ground, bank: Tensor) -> nn.Module:

@@ -217,6 +217,8 @@ class Finetune(_Section):
     """What that compares: features of the embedded degradation removal, or LPIPS on VGG-16, whose files `adapt weights
     fetch lpips-vgg` brings; without them the run says so and compares the features. Both are means over the batch; a
     weight fits one of them, as their sizes differ."""
+    harm: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of each dB of PSNR that a face seen through the camera loses against the restorer before all rounds."""
     adversarial: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the loss of a discriminator whose real images are the clean bank."""
     discriminator: Literal["patch", "unet"] = "patch"

@@ -1,5 +1,6 @@
 """Finetuning: batches are composed in the recipe's shares, every loss term acts, a killed run resumes."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from adapt.adversary import Adversary
-from adapt.dataset import ImageBank, Lessons, draw_batch
+from adapt.dataset import Degrade, ImageBank, Lessons, draw_batch
 from adapt.finetune import finetune
-from adapt.losses import perceptual_loss, pixel_loss
+from adapt.losses import harm_loss, perceptual_loss, pixel_loss
 from adapt.training import make_accelerator
 from recipes.schema import Finetune
 from restorers.compact import Compact
@@ -84,6 +85,59 @@ def test_optional_terms_are_logged_and_move_the_weights(tmp_path: Path, weights:
     assert set(extra.losses[0]) == {"step", "pixel", *weights}
     pairs = zip(base.module.parameters(), extra.module.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_became_worse_counts_and_what_became_better_does_not() -> None:
+    target = torch.full((2, 3, 4, 4), 0.5)
+    after = (target + torch.tensor([0.2, 0.01]).view(2, 1, 1, 1)).requires_grad_()
+    loss = harm_loss(after, target + 0.1, target)
+    assert loss.item() == pytest.approx(0.5 * 20 * math.log10(2), rel=1e-4)  # half the batch lost 6 dB
+    loss.backward()
+    assert (after.grad[0] > 0).all() and (after.grad[1] == 0).all()
+
+
+class Lightened(torch.nn.Module):
+    """Undoes `darken`."""
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        return 2 * lq
+
+
+def test_harm_is_counted_against_the_base_where_the_truth_is_known(tmp_path: Path) -> None:
+    def terms(camera: Degrade | None, weight: float, base: torch.nn.Module) -> dict[str, float]:
+        settings = Finetune(steps=1, batch=4, perceptual=0.0, camera_share=0.5, harm=weight)
+        path = tmp_path / f"{camera is None} {weight} {type(base).__name__}.pt"
+        args = (distance, make_accelerator(CPU, "no"), path, 1)
+        return finetune(small(), lessons(camera), settings, *args, base=base).losses[0]
+
+    assert terms(darken, 0.5, Lightened())["harm"] == pytest.approx(0.5 * terms(darken, 1.0, Lightened())["harm"])
+    assert terms(darken, 1.0, Lightened())["harm"] > 10  # dB
+    assert terms(darken, 1.0, small())["harm"] == 0  # the first step changes nothing yet
+    assert "harm" not in terms(darken, 0.0, Lightened()) and "harm" not in terms(None, 1.0, Lightened())
+
+
+class Gain(torch.nn.Module):
+    """One factor, which cannot be right for dark and for well lit photos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        return self.gain * lq
+
+
+def test_a_few_photos_are_not_harmed_for_the_gain_of_most(tmp_path: Path) -> None:
+    def mostly_dark(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        dark = torch.rand(len(image), 1, 1, 1, generator=generator) < 0.75
+        return torch.where(dark, 0.5 * image, image)
+
+    def gain(harm: float) -> float:
+        settings = Finetune(steps=60, batch=8, perceptual=0.0, ema_decay=0.5, learning_rate=1e-2, harm=harm)
+        args = (distance, make_accelerator(CPU, "no"), tmp_path / f"{harm}.pt", 1)
+        return finetune(Gain(), lessons(mostly_dark), settings, *args, base=Gain()).module.gain.item()
+
+    assert gain(0.0) > 1.15 > 1.05 > gain(0.04)
 
 
 def test_the_recipe_says_what_judges_restored_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
