@@ -10,9 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from adapt.errors import AdaptError
-from adapt.face_retina import WEIGHTS_NAME, find_weights
 from adapt.faces import load_finder
-from adapt.identity import WEIGHTS as IDENTITY_WEIGHTS
 from adapt.training import mixed_precision
 from adapt.weights_table import TABLE, file_of
 from pseudo_targets.downloads import WeightsError
@@ -54,9 +52,6 @@ def examine(say: Callable[[str], None]) -> int:
     except AdaptError as error:
         healthy = False
         say(f"face finder: {error}")
-    for name in (WEIGHTS_NAME, IDENTITY_WEIGHTS):
-        path = find_weights(name)
-        say(f"weights {name}: {path or 'not here, optional: put it into ~/.cache/adapt/facexlib'}")
     here = [weights.name for weights in TABLE if file_of(weights) is not None]
     say(f"published weights: {', '.join(here) or 'none'} here; see `adapt weights list`")
     say("ready: adapt --inputs DIR" if healthy else "not ready: see the lines above")

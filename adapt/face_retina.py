@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import pickle
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapt.errors import AdaptError
 from adapt.faces import Face, check_photo, number_faces, similarity_from_points
+from adapt.facexlib_nets import DETECTOR, filled, unusable
 
-WEIGHTS_NAME = "detection_Resnet50_Final.pth"
 WORKING_SIDE = 640
 """The photo's short side is brought down to this before detection, as the published face restorers do."""
 CONFIDENCE = 0.97
@@ -31,22 +26,6 @@ class Detector(Protocol):
         """BGR `[H,W,3]` in 0..255 -> `[N,15]`: box, score, five x-y points in the template's order."""
 
 
-def installed() -> bool:
-    """Whether facexlib is installed; does not import it."""
-    return importlib.util.find_spec("facexlib") is not None
-
-
-def find_weights(name: str = WEIGHTS_NAME) -> Path | None:
-    """A weights file of facexlib on this machine, or None: in `$ADAPT_CACHE/facexlib` (default
-    `~/.cache/adapt/facexlib`), then in facexlib's own folder."""
-    root = os.environ.get("ADAPT_CACHE")
-    folders = [(Path(root) if root else Path.home() / ".cache" / "adapt") / "facexlib"]
-    spec = importlib.util.find_spec("facexlib")
-    if spec is not None and spec.origin is not None:
-        folders.append(Path(spec.origin).parent / "weights")
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
 class FacexlibFinder:
     """RetinaFace (ResNet-50) with its five landmarks, fitted to the template by least squares."""
 
@@ -57,26 +36,13 @@ class FacexlibFinder:
 
     @classmethod
     def load(cls) -> FacexlibFinder:
-        """Read the weights found by `find_weights`; raises `AdaptError` when anything is missing or does not fit."""
-        path = find_weights()
-        if path is None:
-            raise AdaptError(
-                f"facexlib: {WEIGHTS_NAME} not found, expected in ~/.cache/adapt/facexlib: put it there, "
-                "or use the bundled face finder"
-            )
+        """Raises `AdaptError` when facexlib or its weights are missing or do not fit."""
         try:
             # Built directly: facexlib's own factory would download a missing file.
             from facexlib.detection.retinaface import RetinaFace
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
-            raise AdaptError(f"facexlib cannot be imported ({error}): repair it with pip, or uninstall it") from error
-        detector = RetinaFace(network_name="resnet50", half=False, device=torch.device("cpu"))
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            detector.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-        except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-            kind = type(error).__name__
-            raise AdaptError(f"{path}: not the weights of facexlib's RetinaFace ({kind}); fetch it again") from error
-        return cls(detector.eval())
+            raise unusable(error) from error
+        return cls(filled(RetinaFace(network_name="resnet50", half=False, device=torch.device("cpu")), DETECTOR))
 
     def find(self, image: Tensor) -> list[Face]:
         """See `FaceFinder.find`."""

@@ -72,9 +72,10 @@ def load_finder(prefer: str = "auto") -> FaceFinder:
     if prefer not in ("auto", "facexlib", "bundled"):
         raise UsageError(f"face finder {prefer!r}: expected auto, facexlib or bundled")
     from adapt.face_fallback import BundledFinder
-    from adapt.face_retina import FacexlibFinder, find_weights, installed
+    from adapt.face_retina import FacexlibFinder
+    from adapt.facexlib_nets import DETECTOR, usable
 
-    if prefer == "bundled" or (prefer == "auto" and not (installed() and find_weights())):
+    if prefer == "bundled" or (prefer == "auto" and not usable(DETECTOR)):
         return BundledFinder.load()
     try:
         return FacexlibFinder.load()
@@ -178,10 +179,13 @@ def align(image: Tensor, face: Face, size: int) -> Tensor:
     return _sample(image, to_photo, (0, 0), (size, size), _density(native_size(face) / size))
 
 
-def paste_back(image: Tensor, restored_crop: Tensor, face: Face, feather: float = 0.1) -> Tensor:
+def paste_back(
+    image: Tensor, restored_crop: Tensor, face: Face, feather: float = 0.1, region: Tensor | None = None
+) -> Tensor:
     """The photo `[1,3,H,W]` with the restored aligned crop `[1,3,S,S]` in place of the face; the photo is not changed.
 
     The crop fades in over `feather` (share of its side) along its edges; pixels outside it keep their exact values.
+    `region`, `[1,1,S,S]` in `[0, 1]`, says how much of each crop pixel is wanted.
     """
     check_photo(image)
     check_photo(restored_crop)
@@ -196,6 +200,8 @@ def paste_back(image: Tensor, restored_crop: Tensor, face: Face, feather: float 
     crop = restored_crop.to(image)
     pasted = _sample(crop, to_crop, (left, top), shape, _density(size / native_size(face)))
     weight = _feathered(to_crop, (left, top), shape, size, feather).to(image)
+    if region is not None:
+        weight = torch.minimum(weight, _sample(region.to(image), to_crop, (left, top), shape, 1)[0, 0])
     result = image.clone()
     before = result[..., top:bottom, left:right]
     result[..., top:bottom, left:right] = torch.where(weight > 0, before + weight * (pasted - before), before)

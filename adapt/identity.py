@@ -8,24 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.face_retina import find_weights, installed
-
-WEIGHTS = "recognition_arcface_ir_se50.pth"
+from adapt.facexlib_nets import RECOGNITION, filled, unusable, usable
 
 
 def load_identity(device: torch.device) -> Callable[[Tensor], Tensor] | None:
     """facexlib's ArcFace as `[B, 3, S, S]` in `[0, 1]` -> `[B, 512]`, or None when it or its weights are not there.
 
-    Never downloads.
+    Raises:
+        AdaptError: they are there and cannot be used.
     """
-    path = find_weights(WEIGHTS)
-    if path is None or not installed():
+    if not usable(RECOGNITION):
         return None
-    from facexlib.recognition.arcface_arch import Backbone
-
-    net = Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    net.to(device).eval().requires_grad_(False)
+    try:
+        from facexlib.recognition.arcface_arch import Backbone
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
+        raise unusable(error) from error
+    net = filled(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), RECOGNITION).to(device)
 
     def embed(image: Tensor) -> Tensor:
         # The inner face of the FFHQ template, at ArcFace's size and range.

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.errors import UsageError
+from adapt.face_parsing import FaceParser, load_parser
 from adapt.faces import FaceFinder, align, load_finder, paste_back
 from adapt.generate import recoloured
 from adapt.prior_setup import PriorTexts, faults_of, placed, sampled_as_diffbir, texts_for
@@ -47,6 +48,7 @@ class PriorRestorer:
         finder: finds faces; None where there is nothing to find.
         texts: what steers beside the photo, or None.
         seed: start of every draw; the same photo gives the same result.
+        parser: tells what of a restored crop is face; without it the whole crop is put back.
     """
 
     prior: Prior
@@ -59,6 +61,7 @@ class PriorRestorer:
     upscale: float = 1.0
     seed: int = 0
     multiple_of: int = 1
+    parser: FaceParser | None = None
 
     @torch.no_grad()
     def __call__(self, photo: Tensor) -> Tensor:
@@ -73,7 +76,9 @@ class PriorRestorer:
         result = self.refined(self.cleaned(self.rest, photo, size), large, 0)
         for face in [] if self.finder is None else self.finder.find(large):
             crop = align(large, face, self.prior.resolution)
-            result = paste_back(result, self.refined(self.cleaned(self.faces, crop), crop, face.index + 1), face)
+            restored = self.refined(self.cleaned(self.faces, crop), crop, face.index + 1)
+            region = None if self.parser is None else self.parser(restored)
+            result = paste_back(result, restored, face, region=region)
         return _resized(result, height, width).clamp(0, 1)
 
     def cleaned(self, cleaner: Cleaner, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -113,7 +118,8 @@ def load_prior_restorer(
     prior, _ = placed(loaded, None, settings, device)
     texts = texts_for(name, settings, device)
     finder = None if aligned else load_finder()
-    return PriorRestorer(prior, settings, faces.to(device), rest, finder, device, texts, upscale, seed)
+    parser = None if aligned else load_parser()
+    return PriorRestorer(prior, settings, faces.to(device), rest, finder, device, texts, upscale, seed, parser=parser)
 
 
 def restore_with_prior(given: Sequence[str]) -> RestoreSummary:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.errors import UsageError
+from adapt.facexlib_nets import DETECTOR, PARSER, RECOGNITION
 from pseudo_targets import downloads as priors
 from restorers import downloads as restorers
 
@@ -59,7 +60,41 @@ LPIPS_HEADS = priors.PublishedWeights(
 )
 LPIPS = (VGG16, LPIPS_HEADS)
 """Fixed networks of this package: a perceptual loss, and a score in benchmarks."""
-SETS: dict[str, tuple[Weights, ...]] = {**priors.SETS, "lpips-vgg": LPIPS}
+FACEXLIB = (
+    priors.PublishedWeights(
+        name="retinaface-resnet50",
+        file=DETECTOR,
+        purpose="facexlib's face finder, in place of the bundled one",
+        licence="MIT",
+        url="https://github.com/xinntao/facexlib/releases/download/v0.1.0/detection_Resnet50_Final.pth",
+        size=109_497_761,
+        sha256="6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d",
+        folder="facexlib",
+    ),
+    priors.PublishedWeights(
+        name="parsenet",
+        file=PARSER,
+        purpose="facexlib's face parser: what `adapt regenerate` puts back of a restored face",
+        licence="MIT; trained on CelebAMask-HQ, which is for research only",
+        url="https://github.com/xinntao/facexlib/releases/download/v0.2.2/parsing_parsenet.pth",
+        size=85_331_193,
+        sha256="3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2",
+        folder="facexlib",
+        commercial=False,
+    ),
+    priors.PublishedWeights(
+        name="arcface-ir-se50",
+        file=RECOGNITION,
+        purpose="facexlib's face recognition: identity in gate and scores",
+        licence="MIT",
+        url="https://github.com/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
+        size=175_367_323,
+        sha256="a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28",
+        folder="facexlib",
+    ),
+)
+"""Networks of the extra `faces`, used where they are here."""
+SETS: dict[str, tuple[Weights, ...]] = {**priors.SETS, "lpips-vgg": LPIPS, "facexlib": FACEXLIB}
 """What belongs together under one name."""
 
 
@@ -68,7 +103,7 @@ def _joined(*rows: Weights) -> tuple[Weights, ...]:
     return tuple({weights.name: weights for weights in rows}.values())
 
 
-TABLE = _joined(*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *LPIPS)
+TABLE = _joined(*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *LPIPS, *FACEXLIB)
 _RESTORERS = {weights.name for weights in restorers.PUBLISHED}
 _CLEANERS = {weights.name for weights in priors.CLEANERS} - _RESTORERS
 
@@ -102,7 +137,7 @@ def place_of(weights: Weights) -> Path:
 def file_names(weights: Weights) -> tuple[str, ...]:
     """Names under which its file is read: as published and, where its loader takes that too, as safetensors."""
     published = Path(weights.file)
-    if weights.name in _RESTORERS or published.suffix not in PICKLED:
+    if weights.name in _RESTORERS or weights in FACEXLIB or published.suffix not in PICKLED:
         return (weights.file,)
     return weights.file, published.with_suffix(".safetensors").name
 

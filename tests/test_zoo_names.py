@@ -85,15 +85,15 @@ def test_a_network_without_a_known_decoder_trains_whole_or_with_lora(tmp_path, m
 
 def test_a_hash_that_nobody_published_is_kept_and_a_later_change_refused(cache, caplog):
     cache.mkdir()
-    path = cache / downloads.RESTOREFORMER.file
+    path = cache / downloads.SWINIR_GAN.file
     path.write_bytes(b"first")
-    found = checked_sha256(path, downloads.RESTOREFORMER)
+    found = checked_sha256(path, downloads.SWINIR_GAN)
     assert found in caplog.text
     assert downloads.record_of(path).read_text().strip() == found
-    assert checked_sha256(path, downloads.RESTOREFORMER) == found
+    assert checked_sha256(path, downloads.SWINIR_GAN) == found
     path.write_bytes(b"second")
-    with pytest.raises(WeightsChangedError, match=r"expected .*adapt weights fetch restoreformer"):
-        checked_sha256(path, downloads.RESTOREFORMER)
+    with pytest.raises(WeightsChangedError, match=r"expected .*adapt weights fetch swinir-gan"):
+        checked_sha256(path, downloads.SWINIR_GAN)
 
 
 def test_another_file_than_the_published_one_is_refused(cache):

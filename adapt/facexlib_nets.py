@@ -1,0 +1,65 @@
+"""facexlib's networks, where it is installed and their weights are on disk; nothing is downloaded here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from adapt.errors import AdaptError
+
+DETECTOR = "detection_Resnet50_Final.pth"
+PARSER = "parsing_parsenet.pth"
+RECOGNITION = "recognition_arcface_ir_se50.pth"
+M = TypeVar("M", bound=nn.Module)
+
+
+def installed() -> bool:
+    """Whether facexlib is installed; does not import it."""
+    return importlib.util.find_spec("facexlib") is not None
+
+
+def find_weights(name: str) -> Path | None:
+    """A weights file of facexlib on this machine, or None: in `$ADAPT_CACHE/facexlib` (default
+    `~/.cache/adapt/facexlib`), then in facexlib's own folder."""
+    root = os.environ.get("ADAPT_CACHE")
+    folders = [(Path(root) if root else Path.home() / ".cache" / "adapt") / "facexlib"]
+    spec = importlib.util.find_spec("facexlib")
+    if spec is not None and spec.origin is not None:
+        folders.append(Path(spec.origin).parent / "weights")
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def usable(name: str) -> bool:
+    """Whether facexlib is installed and this weights file is here."""
+    return installed() and find_weights(name) is not None
+
+
+def unusable(error: Exception) -> AdaptError:
+    """The error to raise where facexlib is installed and its import fails."""
+    return AdaptError(f"facexlib cannot be imported ({error}): repair it with pip, or uninstall it")
+
+
+def filled(net: M, name: str) -> M:
+    """`net` with the tensors of a weights file, frozen and in eval mode.
+
+    Raises:
+        AdaptError: the file is missing, damaged, holds code or the weights of another network.
+    """
+    path = find_weights(name)
+    if path is None:
+        raise AdaptError(f"facexlib: {name} not found: run `adapt weights fetch facexlib`, or go without")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        kind = type(error).__name__
+        raise AdaptError(
+            f"{path}: not the weights of facexlib's {type(net).__name__} ({kind}); fetch it again"
+        ) from error
+    return net.eval().requires_grad_(False)
