@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.facexlib_nets import PARSER, filled, unusable, usable
+from adapt.facexlib_nets import PARSER, load_net, usable
 
 SIDE = 512
 """Side in px of what the network sees."""
@@ -46,13 +46,13 @@ def load_parser() -> FaceParser | None:
     Raises:
         AdaptError: they are here and cannot be used.
     """
-    if not usable(PARSER):
-        return None
-    try:
-        from facexlib.parsing.parsenet import ParseNet
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
-        raise unusable(error) from error
-    return FaceParser(filled(ParseNet(in_size=SIDE, out_size=SIDE, parsing_ch=19), PARSER))
+    return FaceParser(load_net(_parsenet, PARSER)) if usable(PARSER) else None
+
+
+def _parsenet() -> nn.Module:
+    from facexlib.parsing.parsenet import ParseNet
+
+    return ParseNet(in_size=SIDE, out_size=SIDE, parsing_ch=19)
 
 
 def _blurred(image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapt.faces import Face, check_photo, number_faces, similarity_from_points
-from adapt.facexlib_nets import DETECTOR, filled, unusable
+from adapt.facexlib_nets import DETECTOR, load_net
 
 WORKING_SIDE = 640
 """The photo's short side is brought down to this before detection, as the published face restorers do."""
@@ -37,12 +37,7 @@ class FacexlibFinder:
     @classmethod
     def load(cls) -> FacexlibFinder:
         """Raises `AdaptError` when facexlib or its weights are missing or do not fit."""
-        try:
-            # Built directly: facexlib's own factory would download a missing file.
-            from facexlib.detection.retinaface import RetinaFace
-        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
-            raise unusable(error) from error
-        return cls(filled(RetinaFace(network_name="resnet50", half=False, device=torch.device("cpu")), DETECTOR))
+        return cls(load_net(_retinaface, DETECTOR))
 
     def find(self, image: Tensor) -> list[Face]:
         """See `FaceFinder.find`."""
@@ -59,3 +54,10 @@ class FacexlibFinder:
         scale = torch.tensor([width / shape[1], height / shape[0]], dtype=torch.float64)
         points = (torch.from_numpy(found[:, 5:]).reshape(-1, 5, 2) + 0.5) * scale - 0.5
         return number_faces([(similarity_from_points(p), float(s)) for p, s in zip(points, found[:, 4], strict=True)])
+
+
+def _retinaface() -> Any:
+    # Built directly: facexlib's own factory would download a missing file.
+    from facexlib.detection.retinaface import RetinaFace
+
+    return RetinaFace(network_name="resnet50", half=False, device=torch.device("cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,26 +41,24 @@ def usable(name: str) -> bool:
     return installed() and find_weights(name) is not None
 
 
-def unusable(error: Exception) -> AdaptError:
-    """The error to raise where facexlib is installed and its import fails."""
-    return AdaptError(f"facexlib cannot be imported ({error}): repair it with pip, or uninstall it")
-
-
-def filled(net: M, name: str) -> M:
-    """`net` with the tensors of a weights file, frozen and in eval mode.
+def load_net(build: Callable[[], M], name: str) -> M:
+    """The network that `build` imports and makes, with the tensors of a weights file, frozen and in eval mode.
 
     Raises:
-        AdaptError: the file is missing, damaged, holds code or the weights of another network.
+        AdaptError: facexlib cannot be imported, or the file is missing, damaged, holds code or the weights of another
+            network.
     """
     path = find_weights(name)
     if path is None:
         raise AdaptError(f"facexlib: {name} not found: run `adapt weights fetch facexlib`, or go without")
     try:
+        net = build()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
+        raise AdaptError(f"facexlib cannot be imported ({error}): repair it with pip, or uninstall it") from error
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__
-        raise AdaptError(
-            f"{path}: not the weights of facexlib's {type(net).__name__} ({kind}); fetch it again"
-        ) from error
+        what, kind = type(net).__name__, type(error).__name__
+        raise AdaptError(f"{path}: not the weights of facexlib's {what} ({kind}); fetch it again") from error
     return net.eval().requires_grad_(False)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapt.facexlib_nets import RECOGNITION, filled, unusable, usable
+from adapt.facexlib_nets import RECOGNITION, load_net, usable
 
 
 def load_identity(device: torch.device) -> Callable[[Tensor], Tensor] | None:
@@ -19,11 +19,7 @@ def load_identity(device: torch.device) -> Callable[[Tensor], Tensor] | None:
     """
     if not usable(RECOGNITION):
         return None
-    try:
-        from facexlib.recognition.arcface_arch import Backbone
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch
-        raise unusable(error) from error
-    net = filled(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), RECOGNITION).to(device)
+    net = load_net(_arcface, RECOGNITION).to(device)
 
     def embed(image: Tensor) -> Tensor:
         # The inner face of the FFHQ template, at ArcFace's size and range.
@@ -32,3 +28,9 @@ def load_identity(device: torch.device) -> Callable[[Tensor], Tensor] | None:
         return net(F.interpolate(inner, (112, 112), mode="bilinear", antialias=True) * 2 - 1)
 
     return embed
+
+
+def _arcface() -> nn.Module:
+    from facexlib.recognition.arcface_arch import Backbone
+
+    return Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")

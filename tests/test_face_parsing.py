@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from adapt.errors import AdaptError
 from adapt.face_parsing import FaceParser, load_parser
 from adapt.faces import Face, paste_back
 from adapt.identity import load_identity
+from tests.fake_facexlib import pretend
 
 SKIN, HAIR, NECK = 1, 13, 17
 
@@ -68,15 +67,7 @@ def test_pixels_outside_the_region_stay_exactly_as_they_were() -> None:
 
 @pytest.fixture
 def fake_facexlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """facexlib "installed", with an empty cache folder, which is returned."""
-    for name in ("facexlib", "facexlib.parsing", "facexlib.parsing.parsenet", "facexlib.recognition.arcface_arch"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setattr(sys.modules["facexlib.parsing.parsenet"], "ParseNet", Halves, raising=False)
-    spec = types.SimpleNamespace(origin=None)
-    monkeypatch.setattr(facexlib_nets.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
-    (tmp_path / "facexlib").mkdir()
-    return tmp_path / "facexlib"
+    return pretend(monkeypatch, tmp_path, "parsing.parsenet", Halves)
 
 
 def test_the_parser_is_used_where_its_weights_are(fake_facexlib: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from adapt import face_fallback, face_nets, face_retina, faces, facexlib_nets
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import FFHQ_TEMPLATE, Face, align, aligned_face, invert, native_size, paste_back
+from tests.fake_facexlib import pretend
 
 SHARED = Path(os.environ.get("ADAPT_SHARED", Path(__file__).parents[2] / "shared")) / "faces"
 needs_faces = pytest.mark.skipif(not (SHARED / "val").is_dir(), reason="no folder of sample faces (ADAPT_SHARED)")
@@ -224,15 +223,7 @@ def test_no_faces_for_facexlib() -> None:
 
 @pytest.fixture
 def fake_facexlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """facexlib "installed", with an empty cache folder, which is returned."""
-    for name in ("facexlib", "facexlib.detection", "facexlib.detection.retinaface"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setattr(sys.modules["facexlib.detection.retinaface"], "RetinaFace", FakeRetina, raising=False)
-    spec = types.SimpleNamespace(origin=None)
-    monkeypatch.setattr(facexlib_nets.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
-    (tmp_path / "facexlib").mkdir()
-    return tmp_path / "facexlib"
+    return pretend(monkeypatch, tmp_path, "detection.retinaface", FakeRetina)
 
 
 def test_auto_takes_facexlib_only_with_its_weights(fake_facexlib: Path) -> None:
