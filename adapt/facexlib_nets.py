@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from adapt.errors import AdaptError
+from restorers.downloads import cache_folder
 
 DETECTOR = "detection_Resnet50_Final.pth"
 PARSER = "parsing_parsenet.pth"
@@ -26,10 +26,8 @@ def installed() -> bool:
 
 
 def find_weights(name: str) -> Path | None:
-    """A weights file of facexlib on this machine, or None: in `$ADAPT_CACHE/facexlib` (default
-    `~/.cache/adapt/facexlib`), then in facexlib's own folder."""
-    root = os.environ.get("ADAPT_CACHE")
-    folders = [(Path(root) if root else Path.home() / ".cache" / "adapt") / "facexlib"]
+    """A weights file of facexlib on this machine, or None; the user's cache comes before its own folder."""
+    folders = [cache_folder().parent / "facexlib"]
     spec = importlib.util.find_spec("facexlib")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent / "weights")

@@ -33,7 +33,7 @@ def perceptual_loss(restored: Tensor, target: Tensor, features: Features) -> Ten
 def harm_loss(restored: Tensor, before: Tensor, target: Tensor) -> Tensor:
     """How much worse `restored` is than `before`, in dB of PSNR, mean over images; what became better does not count.
 
-    A mean error weighs what one photo gains against what another loses; whose photo became worse does not.
+    A mean of errors would let what most photos gain make up for it; to the owner of the photo it does not.
     """
     return (psnr(before, target) - psnr(restored, target)).clamp(min=0).mean()
 

@@ -13,6 +13,7 @@ from adapt.errors import AdaptError
 from adapt.face_parsing import FaceParser, load_parser
 from adapt.faces import Face, paste_back
 from adapt.identity import load_identity
+from adapt.weights_table import FACEXLIB, place_of
 from tests.fake_facexlib import pretend
 
 SKIN, HAIR, NECK = 1, 13, 17
@@ -74,6 +75,15 @@ def test_the_parser_is_used_where_its_weights_are(fake_facexlib: Path) -> None:
     assert load_parser() is None
     torch.save({"module.weight": torch.ones(1)}, fake_facexlib / facexlib_nets.PARSER)
     assert isinstance(load_parser(), face_parsing.FaceParser)
+
+
+def test_weights_are_looked_for_where_they_are_fetched_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ADAPT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for weights in FACEXLIB:
+        place_of(weights).parent.mkdir(parents=True, exist_ok=True)
+        place_of(weights).touch()
+        assert facexlib_nets.find_weights(weights.file) == place_of(weights)
 
 
 def test_damaged_weights_are_named(fake_facexlib: Path) -> None:
