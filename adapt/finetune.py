@@ -38,8 +38,9 @@ def finetune(
         base: the restorer that photos must not lose against; without it harm does not count.
     """
     adversary, layout, seen = None, layout_of(module), seen_in_batch(lessons, settings)
-    if base is not None:
-        base = copy.deepcopy(base).eval().to(accelerator.device)
+    first = None
+    if base is not None and settings.harm and seen:  # for harm the truth must be known
+        first = copy.deepcopy(base).eval().to(accelerator.device)
     if settings.adversarial:
         start = seed_of("adversary", seed)
         kind = settings.adversarial_form, settings.discriminator
@@ -52,9 +53,9 @@ def finetune(
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:
             terms["perceptual"] = settings.perceptual * distance(restored, batch.sharp).mean()
-        if settings.harm and base is not None and seen:  # elsewhere the truth is not known
+        if first is not None:
             with torch.no_grad():
-                before = base(batch.lq[:seen].contiguous(memory_format=layout)).float()
+                before = first(batch.lq[:seen].contiguous(memory_format=layout)).float()
             terms["harm"] = settings.harm * harm_loss(restored[:seen], before, batch.target[:seen])
         if adversary is not None:
             real = lessons.bank.draw(len(restored), generator).to(restored)

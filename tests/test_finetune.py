@@ -133,11 +133,11 @@ def test_a_few_photos_are_not_harmed_for_the_gain_of_most(tmp_path: Path) -> Non
         return torch.where(dark, 0.5 * image, image)
 
     def gain(harm: float) -> float:
-        settings = Finetune(steps=60, batch=8, perceptual=0.0, ema_decay=0.5, learning_rate=1e-2, harm=harm)
+        settings = Finetune(steps=150, batch=8, perceptual=0.0, ema_decay=0.5, learning_rate=1e-2, harm=harm)
         args = (distance, make_accelerator(CPU, "no"), tmp_path / f"{harm}.pt", 1)
         return finetune(Gain(), lessons(mostly_dark), settings, *args, base=Gain()).module.gain.item()
 
-    assert gain(0.0) > 1.15 > 1.05 > gain(0.04)
+    assert gain(0.0) > 1.2 > 1.05 > gain(0.04)
 
 
 def test_the_recipe_says_what_judges_restored_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
