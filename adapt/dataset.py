@@ -133,7 +133,8 @@ def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Ba
         parts.append(Batch(lessons.camera(clean, generator), clean, clean, torch.ones_like(clean[:, :1])))
     if settings.batch > seen:
         index = torch.randint(len(lessons.photos), (settings.batch - seen,), generator=generator)
-        rows = (lessons.photos, lessons.means, lessons.draws, lessons.confidence)
+        weight = lessons.confidence if settings.confidence else torch.ones_like(lessons.confidence)
+        rows = (lessons.photos, lessons.means, lessons.draws, weight)
         parts.append(Batch(*(tensor[index] for tensor in rows)))
     names = ("lq", "target", "sharp", "confidence")
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

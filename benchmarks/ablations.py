@@ -42,6 +42,7 @@ ABLATIONS: dict[str, Ablation] = {
     "without perceptual loss": _first_round(CAMERA, "finetune.perceptual=0"),
     "without harm loss": _first_round(CAMERA, "finetune.harm=0"),
     "a quarter photos by confidence": _first_round(CAMERA, "finetune.camera_share=0.75"),
+    "a quarter photos": _first_round(CAMERA, "finetune.camera_share=0.75", "finetune.confidence=false"),
     "fixed start": _first_round(BANK, "generation.start=fixed", "generation.start_timesteps=[200]"),
     "published filter": _first_round(BANK, "generation.filter=published"),
     "one draw": _first_round(BANK, "generation.realism=1", "generation.candidates=1"),

@@ -198,6 +198,8 @@ class Finetune(_Section):
     """Largest gradient norm."""
     camera_share: Share = 1.0
     """Share of each batch drawn as clean faces seen through the learned camera; what is left are the photos."""
+    confidence: bool = True
+    """Weights the pixels of a photo's pseudo target by how well its draws agree there."""
     parts: Literal["default", "all", "decoder", "lora"] = "default"
     """What trains: all but what the network's authors froze; everything; from the deepest features on; or low-rank
     updates of every layer, which are merged into the weights."""
@@ -210,7 +212,7 @@ class Finetune(_Section):
     code_distance: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the squared distance of the features to the right codes, with `losses` codes."""
     pixel: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of L1, times the confidence map on pseudo targets."""
+    """Weight of L1."""
     perceptual: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the perceptual distance."""
     perceptual_net: Literal["removal", "lpips"] = "removal"

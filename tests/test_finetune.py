@@ -51,6 +51,8 @@ def test_a_batch_holds_the_shares_of_the_recipe() -> None:
     torch.testing.assert_close(batch.lq[:4], batch.target[:4] * 0.5)  # bank through the camera
     assert (batch.lq[4:] == 0.9).all()  # the photos themselves
     assert (batch.confidence[:4] == 1).all() and (batch.confidence[4:] == 0.5).all()
+    trusting = draw_batch(lessons(), Finetune(batch=8, camera_share=0.5, confidence=False), gen(0))
+    assert (trusting.confidence == 1).all() and torch.equal(trusting.lq, batch.lq)
 
 
 def test_without_a_camera_only_photos_teach() -> None:
