@@ -48,7 +48,11 @@ def load_net(build: Callable[[], M], name: str) -> M:
     """
     path = find_weights(name)
     if path is None:
-        raise AdaptError(f"facexlib: {name} not found: run `adapt weights fetch facexlib`, or go without")
+        place = cache_folder().parent / "facexlib" / name
+        raise AdaptError(
+            f"facexlib: {name} not found: run `adapt weights fetch facexlib`; offline, `adapt weights import {name}`, "
+            f"or put it at {place}; or go without"
+        )
     try:
         net = build()
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not match torch

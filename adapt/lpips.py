@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.weights_table import LPIPS, LPIPS_HEADS, VGG16, file_of
+from adapt.weights_table import LPIPS, LPIPS_HEADS, VGG16, file_of, place_of
 from pseudo_targets.checkpoints import load_strictly, read_checkpoint, read_layout
 from pseudo_targets.downloads import WeightsMissingError
 
@@ -105,8 +105,8 @@ def load_lpips(device: torch.device) -> Lpips:
     if missing:
         raise WeightsMissingError(
             f"{' and '.join(weights.file for weights in missing)}, of LPIPS, not here: run `adapt weights fetch "
-            f"lpips-vgg`, or `adapt weights import FILE` with the file from "
-            f"{' and from '.join(weights.url for weights in missing)}"
+            f"lpips-vgg`; offline, bring {' and '.join(weights.url for weights in missing)} and `adapt weights import "
+            f"FILE`, or put it into {place_of(VGG16).parent}"
         )
     with torch.device("meta"):  # the files give all values
         vgg, heads = Vgg16(), Heads()

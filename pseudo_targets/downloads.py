@@ -250,7 +250,8 @@ def weights_path(weights: PublishedWeights) -> Path:
 
 def missing(weights: PublishedWeights) -> WeightsMissingError:
     """The error that says how to get weights."""
+    path = cache_folder().parent / weights.folder / weights.file
     return WeightsMissingError(
-        f"the weights of {weights.name!r} are not here: run `adapt weights fetch {weights.name}`, "
-        f"or `adapt weights import FILE` with {weights.file} from {weights.url}"
+        f"{weights.file}, the weights of {weights.name!r}, is not here: run `adapt weights fetch {weights.name}`; "
+        f"offline, bring it from {weights.url} and `adapt weights import {weights.file}`, or put it at {path}"
     )

@@ -184,7 +184,7 @@ def weights_path(weights: PublishedWeights) -> Path:
     if not path.is_file():
         raise WeightsMissingError(
             f"{weights.file}, the weights of {weights.name!r}, is not here: run `adapt weights fetch {weights.name}`; "
-            f"offline, bring it from {weights.url} and put it at {path}"
+            f"offline, bring it from {weights.url} and `adapt weights import {weights.file}`, or put it at {path}"
         )
     return path
 

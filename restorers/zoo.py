@@ -32,13 +32,19 @@ if TYPE_CHECKING:
 EMBEDDED_COMPACT = Path(__file__).parent / "weights" / "compact.safetensors"
 # What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
 DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
-           AssertionError, struct.error, pickle.UnpicklingError)  # fmt: skip
+           AssertionError, struct.error)  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+# Checkpoints written by Lightning name this class as a key beside the weights.
+NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 NON_COMMERCIAL_WORDS = ("non-commercial", "noncommercial", "-nc", "s-lab", "research only")
 
 
 class ZooError(ValueError):
     """No such restorer, or its weights cannot be read."""
+
+
+class _Inert:
+    """Stands for a class that a training library left in a file; it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +278,12 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Inert, name) for name in NAMES_ONLY]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ZooError(f"{path}: holds code or is no checkpoint, and only plain tensors are read") from error
     except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ZooError(f"{path}: cannot be read as weights ({reason}); is the download complete?") from error
     return _tensors(path, content), {}
 

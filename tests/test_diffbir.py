@@ -23,6 +23,7 @@ from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
 from pseudo_targets.tiling import TilesError, windows
 from pseudo_targets.zoo import load_prior
+from restorers.zoo import read_state
 from tests.diffbir_files import TINY, base_state, control_state, put_files, whole_state
 from tests.tiny import blobs
 
@@ -161,7 +162,10 @@ def test_tensors_of_no_network_are_named():
         split_checkpoint({"c": torch.zeros(1), "a.b": torch.zeros(1), "betas": torch.zeros(1)}, "file")
 
 
-def test_a_class_that_lightning_left_behind_is_no_obstacle(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "read", [lambda path: read_checkpoint(path)["w"], lambda path: read_state(path)[0]["w"]], ids=["prior", "restorer"]
+)
+def test_a_class_that_lightning_left_behind_is_no_obstacle(read, tmp_path, monkeypatch):
     path = "pytorch_lightning.callbacks.model_checkpoint"
     module = types.ModuleType(path)
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": path})
@@ -173,7 +177,7 @@ def test_a_class_that_lightning_left_behind_is_no_obstacle(tmp_path, monkeypatch
     )
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
         monkeypatch.delitem(sys.modules, name)
-    assert read_checkpoint(tmp_path / "x.ckpt")["w"].tolist() == [1, 1]
+    assert read(tmp_path / "x.ckpt").tolist() == [1, 1]
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,17 @@ from safetensors.torch import save
 from adapt import weights_table
 from adapt.cli import main
 from adapt.errors import AdaptError, UsageError
+from adapt.facexlib_nets import load_net
+from adapt.lpips import load_lpips
 from adapt.weights_cli import fetch_weights, import_weights, list_weights, verify_weights
 from adapt.weights_table import TABLE, addresses, file_names
 from pseudo_targets import downloads as priors
-from pseudo_targets.zoo import PRIORS
+from pseudo_targets.diffbir.cleaners import load_diffbir_cleaner
+from pseudo_targets.pixel_prior import load_ffhq512
+from pseudo_targets.zoo import PRIORS, load_prior
 from restorers import downloads as restorers
 from restorers.downloads import PublishedWeights
+from restorers.zoo import ZooError, load_restorer
 from tests.weights_server import CONTENT, DIGEST, Server, dead_url, own_cache, serving
 
 
@@ -115,6 +121,27 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path
     with pytest.raises(AdaptError, match=f"sha256 {DIGEST}, expected {'0' * 64}"):
         fetch_weights(row(server.url, "0" * 64), quiet)
     assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("load", "weights"),
+    [
+        *((partial(load_restorer, weights.name), weights) for weights in restorers.PUBLISHED if weights.commercial),
+        (load_ffhq512, priors.FFHQ512),
+        (partial(load_prior, "diffbir-v2.1"), priors.SD21_ZSNR),
+        (partial(load_diffbir_cleaner, "diffbir-v2.1"), priors.SWINIR_FACE),
+        (partial(load_lpips, torch.device("cpu")), weights_table.VGG16),
+        (partial(load_net, torch.nn.Identity, "parsing_parsenet.pth"), weights_table.FACEXLIB[1]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_loader_names_the_file_its_place_and_how_to_bring_it(load, weights, cache: Path) -> None:
+    with pytest.raises((ZooError, priors.WeightsError, AdaptError)) as caught:
+        load()
+    message = str(caught.value)
+    assert "\n" not in message and weights.file in message
+    assert "adapt weights fetch " in message and "adapt weights import " in message
+    assert str(weights_table.place_of(weights).parent) in message
 
 
 def test_offline_is_one_line_with_file_place_and_import(cache: Path) -> None:

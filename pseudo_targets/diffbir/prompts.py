@@ -62,7 +62,7 @@ def missing_vocabulary(folder: Path) -> str:
         return ""
     return (
         f"prompts need {' and '.join(absent)} in {folder}: run `adapt weights fetch sd21-tokenizer`, "
-        "or copy the `tokenizer` folder of Stable Diffusion 2.1"
+        "`adapt weights import FILE`, or copy the `tokenizer` folder of Stable Diffusion 2.1"
     )
 
 

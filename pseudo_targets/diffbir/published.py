@@ -183,7 +183,10 @@ def _what_is_missing(version: Version, folder: Path, found: Mapping[str, Path]) 
     absent = [weights for role, weights in (("base", version.base), ("control", version.control)) if role not in found]
     names, files = " ".join(weights.name for weights in absent), " and ".join(weights.file for weights in absent)
     instead = f" (or {version.whole.file} alone)" if version.whole else ""
-    return f"prior {version.name}: run `adapt weights fetch {names}`, or put {files}{instead} into {folder}"
+    return (
+        f"prior {version.name}: run `adapt weights fetch {names}`; offline, `adapt weights import FILE` with {files}"
+        f"{instead}, or put it into {folder}"
+    )
 
 
 def _read(version: Version, paths: Mapping[str, Path]) -> Checkpoint:
