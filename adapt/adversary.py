@@ -76,8 +76,10 @@ class Adversary:
         discriminator: one of `DISCRIMINATORS`.
         form: `hinge`, or `logistic` as in the first GAN (Goodfellow et al. 2014) and in DT-BFR's release.
 
-    The discriminator's gradients never mix with the restorer's: each has its own backward pass, and the
-    discriminator is frozen while the restorer learns from it.
+        betas: of AdamW.
+
+    The discriminator's gradients never mix with the restorer's: each has its own backward pass, and the discriminator
+    is frozen while the restorer learns from it. It takes one step for each of the restorer's, after it.
     """
 
     def __init__(
@@ -87,24 +89,28 @@ class Adversary:
         seed: int,
         form: Literal["hinge", "logistic"] = "hinge",
         discriminator: Literal["patch", "unet"] = "patch",
+        betas: tuple[float, float] = (0.5, 0.99),
     ) -> None:
         torch.manual_seed(seed)
         self.form = form
-        self.net = DISCRIMINATORS[discriminator]().to(device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), learning_rate, betas=(0.5, 0.99))
+        self.net = DISCRIMINATORS[discriminator]().to(device).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), learning_rate, betas=betas, weight_decay=0.0)
 
-    def learn(self, restored: Tensor, real: Tensor) -> None:
-        """One step of the discriminator."""
+    def learn(self, restored: Tensor, real: Tensor, share: float = 1.0) -> None:
+        """Adds the gradient of one micro-batch, times its `share` of the step, to that of the discriminator."""
         self.net.requires_grad_(True)
         right, wrong = self.net(real), self.net(restored.detach())
         if self.form == "hinge":
             loss = F.relu(1 - right).mean() + F.relu(1 + wrong).mean()
         else:
             loss = F.softplus(-right).mean() + F.softplus(wrong).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        (share * loss).backward()
         self.net.requires_grad_(False)
+
+    def step(self) -> None:
+        """One step of the discriminator along the gradients that were added since the last."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, restored: Tensor) -> Tensor:
         """What the restorer minimises: minus the discriminator's score, or its logistic loss with the sides changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,7 @@ class ImageBank:
         """`count` random images `[count, 3, S, S]` in float32, half of them mirrored."""
         index = torch.randint(len(self.images), (count,), generator=generator)
         batch = self.images[index].float()
-        mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
-        return torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
 
     def draw_views(self, count: int, side: int, generator: Generator) -> Tensor:
         """`count` random images at `side` pixels: half of the time whole, else a random crop at a random scale.
@@ -51,8 +50,34 @@ class ImageBank:
         return resize(batch, (scaled, scaled), 2)[..., top : top + side, left : left + side].clamp(0, 1)
 
 
-def load_clean(folder: Path, size: int) -> ImageBank:
-    """Reads every square photo of a folder tree at `size` pixels.
+@dataclass(frozen=True)
+class CleanFolder:
+    """Square clean photos that are read when they are drawn: FFHQ's 70,000 fit into no memory.
+
+    Attributes:
+        photos: the files.
+        size: side in pixels at which they are read.
+        gray: without their colour, for a camera that sees none.
+    """
+
+    photos: tuple[Photo, ...]
+    size: int
+    gray: bool = False
+
+    def read(self, photos: Sequence[Photo]) -> Tensor:
+        """`[N, 3, S, S]` in `[0, 1]`."""
+        images = [resize(read_photo(photo.path), (self.size, self.size), 2).clamp(0, 1) for photo in photos]
+        return torch.cat([luma(image).expand_as(image) if self.gray else image for image in images])
+
+    def draw(self, count: int, generator: Generator, flip: bool = True) -> Tensor:
+        """As `ImageBank.draw`."""
+        index = torch.randint(len(self.photos), (count,), generator=generator).tolist()
+        batch = self.read([self.photos[number] for number in index])
+        return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
+
+
+def open_clean(folder: Path, size: int) -> CleanFolder:
+    """The square photos of a folder tree, to be read at `size` pixels.
 
     Raises:
         AdaptError: the folder holds no square photo; non-square ones are skipped.
@@ -62,12 +87,22 @@ def load_clean(folder: Path, size: int) -> ImageBank:
         raise AdaptError(
             f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path"
         )
-    images = [resize(read_photo(photo.path), (size, size), 2).clamp(0, 1).half() for photo in square]
-    return ImageBank(torch.cat(images))
+    return CleanFolder(tuple(square), size)
+
+
+def _half(count: int, generator: Generator, flip: bool) -> Tensor:
+    """Which of `count` images to mirror, `[count, 1, 1, 1]`."""
+    return (torch.rand(count, generator=generator) < (0.5 if flip else 0.0)).view(-1, 1, 1, 1)
+
+
+def load_clean(folder: Path, size: int) -> ImageBank:
+    """Reads every square photo of a folder tree at `size` pixels; raises as `open_clean`."""
+    clean = open_clean(folder, size)
+    return ImageBank(torch.cat([clean.read([photo]).half() for photo in clean.photos]))
 
 
 def square_photos(folder: Path) -> list[Photo]:
-    """The photos that `load_clean` reads, in its order."""
+    """The photos that `open_clean` finds, in its order."""
     return [photo for photo in find_photos(folder).photos if photo.width == photo.height]
 
 
@@ -94,6 +129,7 @@ class Lessons:
 
     Attributes:
         bank: clean faces.
+        reals: clean faces that the adversary holds against what is restored.
         camera: the learned camera, or None when the recipe does without.
         photos: accepted photos `[N, 3, S, S]`.
         means: their pseudo targets.
@@ -102,6 +138,7 @@ class Lessons:
     """
 
     bank: ImageBank
+    reals: ImageBank | CleanFolder
     camera: Degrade | None
     photos: Tensor
     means: Tensor
@@ -125,16 +162,23 @@ def seen_in_batch(lessons: Lessons, settings: Finetune) -> int:
 
 
 def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Batch:
-    """Composes one micro-batch in the shares of the recipe; flips the clean side only, never a real pair."""
+    """Composes one micro-batch in the shares of the recipe.
+
+    A clean face is mirrored before the camera sees it, as a camera may be directional; a photo and its target are only
+    where the recipe says so.
+    """
     seen = seen_in_batch(lessons, settings)
     parts = []
     if seen and lessons.camera is not None:
-        clean = lessons.bank.draw(seen, generator).to(lessons.photos)
+        clean = lessons.bank.draw(seen, generator, settings.mirror != "none").to(lessons.photos)
         parts.append(Batch(lessons.camera(clean, generator), clean, clean, torch.ones_like(clean[:, :1])))
     if settings.batch > seen:
         index = torch.randint(len(lessons.photos), (settings.batch - seen,), generator=generator)
         weight = lessons.confidence if settings.confidence else torch.ones_like(lessons.confidence)
-        rows = (lessons.photos, lessons.means, lessons.draws, weight)
-        parts.append(Batch(*(tensor[index] for tensor in rows)))
+        rows = [tensor[index] for tensor in (lessons.photos, lessons.means, lessons.draws, weight)]
+        if settings.mirror == "all":
+            mirrored = _half(len(index), generator, flip=True).to(lessons.photos.device)
+            rows = [torch.where(mirrored, row.flip(-1), row) for row in rows]
+        parts.append(Batch(*rows))
     names = ("lq", "target", "sharp", "confidence")
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

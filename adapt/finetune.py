@@ -43,7 +43,7 @@ def finetune(
         first = copy.deepcopy(base).eval().to(accelerator.device)
     if settings.adversarial:
         start = seed_of("adversary", seed)
-        kind = settings.adversarial_form, settings.discriminator
+        kind = settings.adversarial_form, settings.discriminator, settings.adversarial_betas
         adversary = Adversary(accelerator.device, settings.learning_rate, start, *kind)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
@@ -58,13 +58,14 @@ def finetune(
                 before = first(batch.lq[:seen].contiguous(memory_format=layout)).float()
             terms["harm"] = settings.harm * harm_loss(restored[:seen], before, batch.target[:seen])
         if adversary is not None:
-            real = lessons.bank.draw(len(restored), generator).to(restored)
-            adversary.learn(restored, real)
             terms["adversarial"] = settings.adversarial * adversary.loss(restored)
+            real = lessons.reals.draw(len(restored), generator, settings.mirror != "none").to(restored)
+            adversary.learn(restored, real, 1 / settings.accumulate)
         return terms
 
-    extras = {} if adversary is None else {"adversary": adversary}
-    return train(module, losses, plan_of(settings, seed), accelerator, checkpoint, on_step, extras=extras)
+    extras, after_step = ({}, None) if adversary is None else ({"adversary": adversary}, adversary.step)
+    plan = plan_of(settings, seed)
+    return train(module, losses, plan, accelerator, checkpoint, on_step, extras=extras, after_step=after_step)
 
 
 def distance_of(settings: Finetune, removal: DegradationRemoval, device: torch.device) -> Distance:
@@ -85,6 +86,8 @@ def plan_of(settings: Finetune, seed: int) -> TrainingPlan:
         learning_rate=settings.learning_rate,
         warmup=settings.warmup,
         final_rate=settings.final_rate,
+        halve_at=settings.halve_at,
+        betas=settings.betas,
         ema_decay=settings.ema_decay,
         clip=settings.clip,
         accumulate=settings.accumulate,

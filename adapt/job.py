@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from adapt.cluster import InProcessMapper, Mapper, RayMapper
 from adapt.console import Narrator
-from adapt.dataset import ImageBank, load_clean
+from adapt.dataset import CleanFolder, open_clean
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
 from adapt.gather import Gathered, gather
@@ -165,8 +165,8 @@ def _refuse_foreign_folder(root: Path, key: str) -> None:
         raise UsageError(f"--output {printable(root)}: is not empty and holds no run; choose another folder")
 
 
-def _clean(options: JobOptions, recipe: Recipe) -> ImageBank | None:
-    return None if options.clean is None else load_clean(options.clean, recipe.faces.size)
+def _clean(options: JobOptions, recipe: Recipe) -> CleanFolder | None:
+    return None if options.clean is None else open_clean(options.clean, recipe.faces.size)
 
 
 def _mapper(options: JobOptions, device: torch.device) -> Mapper:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapt.blend import best_share, blend
 from adapt.cluster import Mapper
 from adapt.console import Narrator
-from adapt.dataset import ImageBank, Lessons, colored_like, colored_where
+from adapt.dataset import CleanFolder, ImageBank, Lessons, colored_like, colored_where
 from adapt.finetune import distance_of, finetune
 from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
@@ -55,7 +55,7 @@ class Job:
     restorer: LoadedRestorer
     prior: str
     quality: QualityPredictor
-    clean: ImageBank | None
+    clean: CleanFolder | None
     workspace: Workspace
     mapper: Mapper
     tracker: Tracker
@@ -113,7 +113,9 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
-    return Lessons(ImageBank(bank.cpu()), camera, lq, means, draws, confidence)
+    faces = ImageBank(bank.cpu())
+    reals = faces if job.clean is None else replace(job.clean, gray=not bool(color.any()))
+    return Lessons(faces, reals, camera, lq, means, draws, confidence)
 
 
 def tone_change(photos: Tensor, color: Tensor) -> ToneChange:
@@ -133,7 +135,7 @@ def clean_bank(job: Job, sources: Tensor) -> Tensor:
     """The user's clean faces, or faces drawn by the prior once a run."""
     settings = job.recipe.camera
     if job.clean is not None:
-        return job.clean.images[: max(settings.bank, 16) * 4].float()
+        return job.clean.read(job.clean.photos[: max(settings.bank, 16) * 4])
     with job.narrator.stage("clean bank", settings.bank) as advance:
         seed = seed_of("bank", job.recipe.seed)
         path = (bank_start(job.prior, settings.bank_start), settings.bank_calls)

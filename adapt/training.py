@@ -45,6 +45,8 @@ class TrainingPlan:
         learning_rate: peak of the cosine schedule.
         warmup: steps of linear warm-up.
         final_rate: last learning rate as a share of the peak.
+        halve_at: steps at which the rate halves; with them there is no cosine and no last rate.
+        betas: of AdamW.
         ema_decay: decay of the weight average that is returned.
         clip: largest gradient norm.
         weight_decay: decoupled weight decay.
@@ -57,6 +59,8 @@ class TrainingPlan:
     learning_rate: float
     warmup: int = 0
     final_rate: float = 0.02
+    halve_at: tuple[int, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.999
     clip: float = 1.0
     weight_decay: float = 0.0
@@ -68,6 +72,8 @@ class TrainingPlan:
         """Learning rate at `step` as a share of the peak."""
         if step < self.warmup:
             return (step + 1) / self.warmup
+        if self.halve_at:
+            return 0.5 ** sum(step >= milestone for milestone in self.halve_at)
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -114,6 +120,7 @@ def train(
     extras: Mapping[str, Stateful] | None = None,
     evaluate: Evaluate | None = None,
     late_losses: ComputeLosses | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Trained:
     """Trains a copy of `module` and returns its weight average in eval mode.
 
@@ -121,7 +128,8 @@ def train(
     its randomness comes from the generator, which depends on the seed, the step and the micro-batch alone. A run that
     was killed continues from `checkpoint` and ends with the result it would have had. `evaluate` scores the weight
     average about a dozen times; the scores stand in the entry of that interval. `late_losses` takes the place of
-    `compute_losses` in the second half of the steps.
+    `compute_losses` in the second half of the steps. `after_step` is called once the network has taken a step, for what
+    trains beside it.
 
     Raises:
         AdaptError: a loss is not finite; the message names it.
@@ -143,6 +151,8 @@ def train(
         losses = late_losses if late_losses is not None and 2 * step >= plan.steps else compute_losses
         terms = _one_step(net, optimizer, losses, plan, accelerator, step)
         average.update_parameters(accelerator.unwrap_model(net))
+        if after_step is not None:
+            after_step()
         running.append(terms)
         if (step + 1) % log_every == 0 or step + 1 == plan.steps:
             entry = {name: sum(t[name] for t in running) / len(running) for name in running[0]}
@@ -180,7 +190,7 @@ def _prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     net = copy.deepcopy(module).train().to(memory_format=layout_of(module))  # type: ignore[call-overload]  # not in its stubs
     parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, betas=plan.betas)
     return accelerator.prepare(net, optimizer)
 
 

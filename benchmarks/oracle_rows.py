@@ -34,6 +34,7 @@ from restorers.zoo import load_restorer
 CPU = torch.device("cpu")
 DT_BFR = (
     "faces.maximum=192",
+    "camera.bank=192",  # what the adversary holds for real, as many drawn faces as the default recipe has
     "generation.control_strength=1",  # this prior can be steered
     "generation.filter_factor=2",  # blocks of 8 px, as the default recipe's
     "generation.batch=8",
@@ -188,4 +189,4 @@ def targets_of(ground: Ground, photos: Tensor) -> Tensor:
 def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
     photos = ground.photos
     clean = ImageBank(colored_like(ground.photos, bank))
-    return Lessons(clean, camera, photos, photos, photos, torch.ones_like(photos[:, :1]))
+    return Lessons(clean, clean, camera, photos, photos, photos, torch.ones_like(photos[:, :1]))

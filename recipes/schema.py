@@ -190,6 +190,10 @@ class Finetune(_Section):
     """Peak of the cosine schedule."""
     final_rate: Share = 0.02
     """Last learning rate as a share of the peak."""
+    halve_at: tuple[int, ...] = ()
+    """Steps at which the learning rate halves; with them there is no cosine, and `final_rate` means nothing."""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    """Of AdamW."""
     warmup: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -198,6 +202,9 @@ class Finetune(_Section):
     """Largest gradient norm."""
     camera_share: Share = 1.0
     """Share of each batch drawn as clean faces seen through the learned camera; what is left are the photos."""
+    mirror: Literal["none", "clean", "all"] = "clean"
+    """What is mirrored half of the time: nothing; clean faces, before the camera sees them; or photos and their targets
+    too, for cameras that know no left and right."""
     confidence: bool = True
     """Weights the pixels of a photo's pseudo target by how well its draws agree there."""
     parts: Literal["default", "all", "decoder", "lora"] = "default"
@@ -227,6 +234,8 @@ class Finetune(_Section):
     """A small one that scores patches, or Real-ESRGAN's U-Net of width 64, which scores pixels and is far slower."""
     adversarial_form: Literal["hinge", "logistic"] = "hinge"
     """Loss of the discriminator; the logistic one is DT-BFR's."""
+    adversarial_betas: tuple[Share, Share] = (0.5, 0.99)
+    """Of the discriminator's AdamW."""
     blend: bool = True
     """Goes only as far from the first weights to the finetuned ones as helps to restore photographed targets."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

@@ -56,11 +56,28 @@ def test_it_tells_real_from_restored_and_its_state_round_trips(form: str, kind: 
     real, fake = blobs(8), torch.rand(8, 3, 32, 32, generator=gen(0))
     for _ in range(30):
         adversary.learn(fake, real)
+        adversary.step()
     assert adversary.net(real).mean() > adversary.net(fake).mean() + 0.5
     copy = Adversary(CPU, 2e-3, 1, form, kind)
     copy.load_state_dict(adversary.state_dict())
     torch.testing.assert_close(copy.net.eval()(real), adversary.net.eval()(real))
     assert all(p.grad is None or not p.requires_grad for p in adversary.net.parameters())
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch() -> None:
+    real, fake = blobs(4), torch.rand(4, 3, 32, 32, generator=gen(0))
+    whole, parts = (Adversary(CPU, 2e-3, 0, "logistic") for _ in range(2))
+    for adversary in (whole, parts):
+        adversary.net.eval()  # spectral norms stay as they are
+    before = [parameter.clone() for parameter in parts.net.parameters()]
+    whole.learn(fake, real)
+    for half in (slice(0, 2), slice(2, 4)):
+        parts.learn(fake[half], real[half], share=0.5)
+    for a, b, old in zip(whole.net.parameters(), parts.net.parameters(), before, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+        assert torch.equal(b, old)  # no step yet
+    parts.step()
+    assert any(not torch.equal(b, old) for b, old in zip(parts.net.parameters(), before, strict=True))
 
 
 def test_it_gives_the_restorer_the_gradient_of_its_form_and_keeps_none() -> None:

@@ -62,7 +62,8 @@ def test_what_predicts_codes_learns_and_book_generator_and_fusion_stay(
     codeformer: LoadedRestorer, tmp_path: Path
 ) -> None:
     photos = blobs(4, 64)
-    lessons = Lessons(ImageBank(photos), None, photos * 0.5, photos, photos, torch.ones(4, 1, 64, 64))
+    bank = ImageBank(photos)
+    lessons = Lessons(bank, bank, None, photos * 0.5, photos, photos, torch.ones(4, 1, 64, 64))
     overrides = ("finetune.steps=12", "finetune.batch=4", "finetune.learning_rate=1e-3")
     before = copy.deepcopy(codeformer.module.state_dict())
     job = SimpleNamespace(

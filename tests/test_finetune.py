@@ -1,6 +1,7 @@
 """Finetuning: batches are composed in the recipe's shares, every loss term acts, a killed run resumes."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from adapt.adversary import Adversary
-from adapt.dataset import Degrade, ImageBank, Lessons, draw_batch
-from adapt.finetune import finetune
+from adapt.dataset import CleanFolder, Degrade, ImageBank, Lessons, draw_batch, load_clean, open_clean
+from adapt.finetune import finetune, plan_of
 from adapt.losses import harm_loss, perceptual_loss, pixel_loss
-from adapt.training import make_accelerator
+from adapt.photos import write_photo
+from adapt.training import make_accelerator, train
 from recipes.schema import Finetune
 from restorers.compact import Compact
 from tests.tiny import blobs
@@ -33,7 +35,8 @@ distance = partial(perceptual_loss, features=features)
 def lessons(camera=darken) -> Lessons:
     photos = torch.full((6, 3, 32, 32), 0.9)
     confidence = torch.full((6, 1, 32, 32), 0.5)
-    return Lessons(ImageBank(blobs(10)), camera, photos, blobs(6, seed=2), blobs(6, seed=3), confidence)
+    bank = ImageBank(blobs(10))
+    return Lessons(bank, bank, camera, photos, blobs(6, seed=2), blobs(6, seed=3), confidence)
 
 
 def gen(seed: int) -> torch.Generator:
@@ -87,6 +90,65 @@ def test_optional_terms_are_logged_and_move_the_weights(tmp_path: Path, weights:
     assert set(extra.losses[0]) == {"step", "pixel", *weights}
     pairs = zip(base.module.parameters(), extra.module.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_adversary_takes_one_step_for_each_of_the_restorer_whatever_the_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("learn", "step"):
+        method = getattr(Adversary, name)
+        monkeypatch.setattr(Adversary, name, lambda *args, m=method, n=name: calls.append(n) or m(*args))
+    settings = Finetune(steps=2, batch=2, accumulate=3, perceptual=0.0, adversarial=0.1)
+    finetune(small(), lessons(), settings, distance, make_accelerator(CPU, "no"), tmp_path / "a.pt", seed=1)
+    assert calls == 2 * ["learn", "learn", "learn", "step"]
+
+
+def test_a_killed_training_with_an_adversary_ends_where_an_uninterrupted_one_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.finetune.plan_of", lambda *args: replace(plan_of(*args), save_seconds=0))
+    monkeypatch.setattr("adapt.finetune.train", partial(train, log_every=1))
+    settings = Finetune(steps=6, batch=2, perceptual=0.0, adversarial=0.1, accumulate=2)
+    args = (small(), lessons(), settings, distance, make_accelerator(CPU, "no"))
+    whole = finetune(*args, tmp_path / "a.pt", seed=1)
+
+    def die(step: int, _: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(*args, tmp_path / "b.pt", seed=1, on_step=die)
+    assert torch.load(tmp_path / "b.pt", weights_only=True)["step"] == 3
+    rest = finetune(*args, tmp_path / "b.pt", seed=1)
+    assert rest.losses == whole.losses
+
+
+@pytest.mark.parametrize(("mirror", "photos", "clean"), [("none", 0, 0), ("clean", 0, 1), ("all", 1, 1)])
+def test_what_is_mirrored_is_what_the_recipe_says(mirror: str, photos: int, clean: int) -> None:
+    side = torch.cat([torch.ones(3, 32, 16), torch.zeros(3, 32, 16)], -1)[None]
+    bank = ImageBank(side)
+    taught = Lessons(bank, bank, lambda image, _: image, side, side, side, side[:, :1])
+    batch = draw_batch(taught, Finetune(batch=64, camera_share=0.5, mirror=mirror), gen(0))
+    for rows, mirrored in ((slice(0, 32), clean), (slice(32, 64), photos)):
+        turned = (batch.lq[rows, 0, 0, 0] == 0).float().mean()
+        assert 0.2 < turned < 0.8 if mirrored else turned == 0
+        assert torch.equal(batch.lq[rows], batch.target[rows]) and torch.equal(batch.lq[rows], batch.sharp[rows])
+    assert torch.equal(batch.confidence[32:], batch.lq[32:, :1])
+
+
+def test_clean_photos_are_read_as_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, image in enumerate(blobs(5)):
+        write_photo(tmp_path / f"{number}.png", image[None])
+    folder, bank = open_clean(tmp_path, 32), load_clean(tmp_path, 32)
+    torch.testing.assert_close(folder.draw(20, gen(0)), bank.draw(20, gen(0)), atol=1e-3, rtol=0)  # half precision
+    assert len({round(image.mean().item(), 4) for image in folder.draw(60, gen(1))}) == 5
+    gray = replace(folder, gray=True).draw(2, gen(0))
+    assert torch.equal(gray[:, 0], gray[:, 1]) and torch.equal(gray[:, 1], gray[:, 2])
+    read: list[int] = []
+    monkeypatch.setattr(CleanFolder, "read", lambda self, photos: read.append(len(photos)) or blobs(len(photos)))
+    folder.draw(2, gen(0))
+    assert read == [2]
 
 
 def test_what_became_worse_counts_and_what_became_better_does_not() -> None:
@@ -151,9 +213,10 @@ def test_the_recipe_says_what_judges_restored_images(tmp_path: Path, monkeypatch
             super().__init__(*arguments)
 
     monkeypatch.setattr("adapt.finetune.Adversary", Spy)
-    settings = Finetune(steps=1, batch=2, adversarial=0.1, discriminator="unet", adversarial_form="logistic")
+    chosen = {"discriminator": "unet", "adversarial_form": "logistic", "adversarial_betas": (0.9, 0.999)}
+    settings = Finetune(steps=1, batch=2, adversarial=0.1, **chosen)
     finetune(small(), lessons(), settings, distance, make_accelerator(CPU, "no"), tmp_path / "a.pt", seed=1)
-    assert used == [("logistic", "unet")]
+    assert used == [("logistic", "unet", (0.9, 0.999))]
 
 
 def test_a_distance_of_each_image_is_averaged_over_the_batch(tmp_path: Path) -> None:

@@ -37,6 +37,19 @@ def test_dt_bfr_is_the_released_recipe() -> None:
     # 0.1 of LPIPS summed over a micro-batch, not averaged.
     assert (taught.perceptual_net, taught.perceptual) == ("lpips", 0.1 * taught.batch)
     assert (taught.adversarial, taught.adversarial_form, taught.discriminator) == (0.1, "logistic", "unet")
+    assert (taught.betas, taught.adversarial_betas, taught.mirror) == ((0.9, 0.999), (0.9, 0.999), "none")
+
+
+def test_dt_bfr_codeformer_is_the_released_recipe() -> None:
+    recipe = load_recipe("dt_bfr_codeformer")
+    made, taught = recipe.generation, recipe.finetune
+    assert (made.sampler, made.start_timesteps, made.calls, made.filter_factor) == ("dt_bfr", (602,), 150, 8)
+    assert (made.filter, made.end_timestep, made.candidates, made.realism) == ("published", 361, 1, 1)
+    assert (recipe.rounds, recipe.camera.enabled, recipe.judge.enabled) == (1, False, False)
+    assert (taught.losses, taught.code_entropy, taught.code_distance) == ("codes", 0.5, 1.0)
+    assert (taught.steps, taught.batch * taught.accumulate, taught.camera_share) == (40000, 8, 0)
+    assert (taught.learning_rate, taught.halve_at, taught.betas) == (1e-4, (35000, 38000), (0.9, 0.99))
+    assert (taught.ema_decay, taught.mirror) == (0.995, "all")
 
 
 def test_settings_of_dt_bfr_change_no_other_recipe() -> None:

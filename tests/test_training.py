@@ -74,6 +74,11 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert (done.module.weight - linear().weight).abs().max() < 1.0
 
 
+def test_a_rate_that_halves_knows_no_cosine() -> None:
+    plan = TrainingPlan(40000, 1e-4, halve_at=(35000, 38000))
+    assert [plan.rate(step) for step in (0, 34999, 35000, 37999, 38000, 39999)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
 @pytest.mark.parametrize("steps", [6, 7])
 def test_late_losses_take_over_in_the_second_half(tmp_path: Path, steps: int) -> None:
     def late(net: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:

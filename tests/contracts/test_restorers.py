@@ -137,7 +137,8 @@ def test_one_step_of_finetuning_moves_what_trains_and_nothing_else(restorer, tmp
     kept = at_input_size(restorer)
     side = pictures(kept, 1).shape[-2]
     photos, clean, sure = blobs(2, side), blobs(2, side, seed=1), torch.ones(2, 1, side, side)
-    lessons = Lessons(ImageBank(clean), None, photos, clean, clean, sure)
+    bank = ImageBank(clean)
+    lessons = Lessons(bank, bank, None, photos, clean, clean, sure)
     settings = Finetune(steps=1, batch=2, learning_rate=1e-3, warmup=0, ema_decay=0.5)
     before = {name: tensor.clone() for name, tensor in kept.module.named_parameters()}
     cpu = make_accelerator(torch.device("cpu"))
