@@ -93,10 +93,17 @@ def _unfit_for(recipe: Recipe, name: str, prior: Prior) -> list[str]:
     faults, settings = [], recipe.generation
     if recipe.faces.size != prior.resolution:
         faults.append(f"faces.size {recipe.faces.size}: prior {name!r} works at {prior.resolution} px")
-    if settings.control_strength > 0 and getattr(prior, "control", None) is None:
-        faults.append(
-            f"generation.control_strength {settings.control_strength:g}: prior {name!r} has no IRControlNet, expected 0"
-        )
+    if getattr(prior, "control", None) is None:
+        if settings.control_strength > 0:
+            faults.append(
+                f"generation.control_strength {settings.control_strength:g}: prior {name!r} has no IRControlNet, "
+                "expected 0"
+            )
+        if settings.realism < 1:  # what it expects at the last timestep does not depend on the photo
+            faults.append(
+                f"generation.realism {settings.realism:g}: prior {name!r} has no IRControlNet and expects no face in "
+                "one call, expected 1"
+            )
     return faults + faults_of(name, settings)
 
 

@@ -52,6 +52,14 @@ def test_dt_bfr_codeformer_is_the_released_recipe() -> None:
     assert (taught.ema_decay, taught.mirror) == (0.995, "all")
 
 
+def test_dt_bfr_few_is_the_same_prior_with_few_calls_exact_filter_and_gates() -> None:
+    recipe = load_recipe("dt_bfr_few")
+    made, default = recipe.generation, load_recipe("default")
+    assert (made.sampler, made.calls, made.filter, made.filter_factor) == ("few_calls", 10, "idempotent", 16)
+    assert (made.candidates, made.realism, made.control_strength) == (4, 1, 0)
+    assert (recipe.gate, recipe.camera, recipe.judge) == (default.gate, default.camera, default.judge)
+
+
 def test_settings_of_dt_bfr_change_no_other_recipe() -> None:
     made = load_recipe("default")
     assert (made.finetune.perceptual_net, made.finetune.discriminator) == ("removal", "patch")

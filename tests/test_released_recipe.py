@@ -67,3 +67,6 @@ def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch
     steered = dataclasses.replace(options, overrides=("generation.control_strength=1",))
     with pytest.raises(UsageError, match="has no IRControlNet, expected 0"):
         checked(steered, Narrator())
+    mixed = dataclasses.replace(options, overrides=("generation.realism=0.25",))
+    with pytest.raises(UsageError, match="expects no face in one call, expected 1"):
+        checked(mixed, Narrator())
