@@ -36,8 +36,8 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     root = job.workspace.root
     files = {name: root / name for name in ("restorer.safetensors", "restorer.onnx", "model_card.md", "report.html")}
     with job.narrator.stage("export and report", 1) as advance:
-        spec = adapted.restorer.spec
-        save_restorer(adapted.restorer, files["restorer.safetensors"])
+        spec = replace(adapted.restorer.spec, licence=inherited_licence(adapted.restorer.spec.licence, _parts(job)))
+        save_restorer(replace(adapted.restorer, spec=spec), files["restorer.safetensors"])
         try:
             export_onnx(
                 adapted.restorer.module,
@@ -199,7 +199,8 @@ def _tone_words(camera: LearnedCamera) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _licences(job: Job) -> dict[str, str]:
+def _parts(job: Job) -> dict[str, tuple[str, bool]]:
+    """What a run is made of: the licence of each, and whether it forbids commercial use."""
     spec, prior = job.restorer.spec, load_prior(job.prior)
     parts = {
         f"restorer {spec.name}": (spec.licence, not spec.commercial),
@@ -207,19 +208,37 @@ def _licences(job: Job) -> dict[str, str]:
     }
     if job.cleaner is not None:
         parts[f"stage 1 {job.cleaner.name}"] = (job.cleaner.licence, is_non_commercial(job.cleaner.licence))
+    return parts
+
+
+def _licences(job: Job) -> dict[str, str]:
+    parts = _parts(job)
     lines = {name: licence + (" (no commercial use)" if forbids else "") for name, (licence, forbids) in parts.items()}
     return {**lines, "what you adapted": consequence(parts)}
+
+
+def inherited_licence(licence: str, parts: dict[str, tuple[str, bool]]) -> str:
+    """The licence that ships with what was adapted: the restorer's, and with it those that restrict its use."""
+    for name, (other, forbids) in parts.items():
+        if (forbids or "openrail" in other.lower()) and other not in licence:
+            licence += f"; adapted with {name}: {other}"
+    return licence
 
 
 def consequence(parts: dict[str, tuple[str, bool]]) -> str:
     """What the licences of a run's parts, each with whether it forbids commercial use, mean for its result."""
     forbidding = [name for name, (_, forbids) in parts.items() if forbids]
     restricting = [name for name, (licence, _) in parts.items() if "openrail" in licence.lower()]
+    unknown = [name for name, (licence, _) in parts.items() if licence.startswith("unknown")]
     words = []
     if forbidding:
         words.append(f"no commercial use, because of {' and '.join(forbidding)}")
     if restricting:
         words.append(f"the use restrictions of OpenRAIL, which {' and '.join(restricting)} came under, must be kept")
+    if unknown:
+        words.append(
+            f"the licence of {' and '.join(unknown)} is not known: find it out before you use or share the result"
+        )
     return "; ".join(words) or "no restriction beyond the licences above"
 
 

@@ -138,7 +138,8 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
     """Loads a restorer by its name in `RESTORERS`, or from a local file of weights.
 
     Args:
-        non_commercial: whether the names of `NON_COMMERCIAL` may be used.
+        non_commercial: whether what forbids commercial use may be used: the names of `NON_COMMERCIAL`, their files
+            under any path, and what was adapted from them.
 
     Raises:
         ZooError: unknown name, missing or unreadable file, a network that is not an RGB restorer, or one that is not
@@ -146,15 +147,15 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
     """
     text = str(name_or_path)
     if text in NON_COMMERCIAL and not non_commercial:
-        raise ZooError(
-            f"{text}: its licence ({NON_COMMERCIAL[text]}) forbids commercial use, also of what is adapted from it; "
-            "if you can accept that, give --non-commercial"
-        )
+        raise _forbidden(text, NON_COMMERCIAL[text])
     if text in RESTORERS:
         return RESTORERS[text]()
     path = Path(name_or_path)
     if path.is_file():
-        return load_file(path)
+        loaded = load_file(path)
+        if not loaded.spec.commercial and not non_commercial:
+            raise _forbidden(text, loaded.spec.licence)
+        return loaded
     if path.is_dir():
         raise ZooError(f"{path} is a folder, expected a file of weights ({', '.join(WEIGHT_SUFFIXES)})")
     if path.suffix.lower() in WEIGHT_SUFFIXES or path.parent != Path("."):
@@ -164,15 +165,24 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
     raise ZooError(f"unknown restorer {text!r}: {hint}Known names: {', '.join(RESTORERS)}; or give a file of weights")
 
 
+def _forbidden(what: str, licence: str) -> ZooError:
+    return ZooError(
+        f"{what}: its licence ({licence}) forbids commercial use, also of what is adapted from it; if you can accept "
+        "that, give --non-commercial"
+    )
+
+
 def load_file(path: Path) -> LoadedRestorer:
     """Loads a file of weights: a compact restorer directly, every other layout through spandrel.
+
+    Licence and source are what the file says of itself, or what is known of a published file of its hash or name.
 
     Raises:
         ZooError: the file cannot be read or holds no RGB restorer.
     """
     state, metadata = read_state(path)
-    facts = {"name": path.stem, "source": str(path), **metadata}
     sha256 = sha256_of(path)
+    facts = {"name": path.stem, "source": str(path), **_known_of(path, sha256), **metadata}
     try:
         module = compact.compact_from_state({name: tensor.float() for name, tensor in state.items()}).eval()
     except ValueError:  # some other layout
@@ -190,6 +200,13 @@ def load_file(path: Path) -> LoadedRestorer:
         decoder=compact.DECODER,
     )
     return LoadedRestorer(module, spec)
+
+
+def _known_of(path: Path, sha256: str) -> dict[str, str]:
+    for weights in downloads.PUBLISHED:
+        if weights.sha256 == sha256 or weights.file == path.name:
+            return {"licence": weights.licence, "commercial": "yes" if weights.commercial else "no"}
+    return {}
 
 
 def at_input_size(restorer: LoadedRestorer) -> LoadedRestorer:

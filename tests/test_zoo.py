@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ from safetensors.torch import save_file
 
 from restorers import zoo
 from restorers.compact import Compact, ResidualBlock, compact_from_state
+from restorers.downloads import PUBLISHED, SWINIR_GAN
+from restorers.files import sha256_of
 from restorers.spec import RestorerSpec
 from restorers.zoo import LoadedRestorer, ZooError, is_non_commercial, load_restorer, save_restorer
 
@@ -151,9 +154,25 @@ def test_non_commercial_licences_are_recognised(licence, expected):
 
 def test_a_non_commercial_base_stays_flagged_after_saving(tmp_path):
     saved(tmp_path / "a.safetensors", licence="CC-BY-NC-SA-4.0")
-    assert not load_restorer(tmp_path / "a.safetensors").spec.commercial
     saved(tmp_path / "b.safetensors", licence="ask the author", commercial=False)
-    assert not load_restorer(tmp_path / "b.safetensors").spec.commercial
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.safetensors"
+        assert not load_restorer(path, non_commercial=True).spec.commercial
+        with pytest.raises(ZooError, match=r"safetensors: its licence \(.*forbids commercial use.*--non-commercial"):
+            load_restorer(path)
+
+
+def test_a_published_file_is_known_by_its_name_or_its_hash(tmp_path, monkeypatch):
+    state = small_compact().state_dict()
+    torch.save(state, tmp_path / SWINIR_GAN.file)
+    torch.save(state, tmp_path / "renamed.pth")
+    torch.save(state, tmp_path / "other.pth")
+    hashed = dataclasses.replace(SWINIR_GAN, file="elsewhere.pth", sha256=sha256_of(tmp_path / "renamed.pth"))
+    monkeypatch.setattr("restorers.downloads.PUBLISHED", (*PUBLISHED, hashed))
+    for name in (SWINIR_GAN.file, "renamed.pth"):
+        with pytest.raises(ZooError, match="forbids commercial use"):
+            load_restorer(tmp_path / name)
+        assert load_restorer(tmp_path / name, non_commercial=True).spec.licence == SWINIR_GAN.licence
 
 
 def test_compact_files_need_no_spandrel(tmp_path):

@@ -9,10 +9,10 @@ from adapt.cli import main
 from adapt.console import Narrator
 from adapt.errors import UsageError
 from adapt.options import JobOptions, checked
-from adapt.summary import consequence
+from adapt.summary import consequence, inherited_licence
 from restorers import downloads, zoo
 from restorers.downloads import PUBLISHED, WeightsChangedError, checked_sha256
-from restorers.zoo import ZooError, load_restorer
+from restorers.zoo import ZooError, is_non_commercial, load_restorer
 from tests.restorer_files import NETS, laid_down
 
 
@@ -103,10 +103,20 @@ def test_another_file_than_the_published_one_is_refused(cache):
         load_restorer("nafnet")
 
 
+def test_what_restricts_the_result_travels_with_it():
+    parts = {"restorer a": ("MIT", False), "prior b": ("S-Lab-1.0", True), "stage 1 c": ("OpenRAIL++-M", False)}
+    licence = inherited_licence("MIT", parts)
+    assert licence == "MIT; adapted with prior b: S-Lab-1.0; adapted with stage 1 c: OpenRAIL++-M"
+    assert is_non_commercial(licence) and not is_non_commercial("MIT")
+    assert inherited_licence(licence, parts) == licence  # adapted again
+    assert "OpenRAIL" in consequence({"restorer a": (licence, True)})
+
+
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
         ({"restorer a": ("MIT", False)}, "no restriction beyond"),
+        ({"restorer a": ("unknown (local file)", False)}, "the licence of restorer a is not known"),
         ({"restorer a": ("S-Lab-1.0", True)}, "no commercial use, because of restorer a"),
         ({"prior b": ("CreativeML OpenRAIL++-M", False)}, "use restrictions of OpenRAIL, which prior b"),
     ],

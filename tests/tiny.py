@@ -55,11 +55,11 @@ def _prior(codec: torch.nn.Module, channels: int, grid: int, size: int) -> Laten
     return prior.eval().requires_grad_(False)
 
 
-def tiny_pixel_prior(size: int = 32) -> PixelPrior:
+def tiny_pixel_prior(size: int = 32, licence: str = "Apache-2.0") -> PixelPrior:
     """The FFHQ-512 prior's kind with two levels and random weights."""
     torch.manual_seed(0)
     unet = IddpmUNet(IddpmShape(size, 32, (1, 1), (1, 2), (size // 2,), 16))
-    prior = PixelPrior(unet, ffhq512_schedule(), size, "tiny pixel", "Apache-2.0", "0" * 64)
+    prior = PixelPrior(unet, ffhq512_schedule(), size, "tiny pixel", licence, "0" * 64)
     return prior.eval().requires_grad_(False)
 
 

@@ -9,6 +9,8 @@ import pytest
 from adapt.cli import main
 from adapt.targets import read_target
 from pseudo_targets import zoo
+from pseudo_targets.downloads import FFHQ512
+from restorers.zoo import ZooError, load_restorer
 from tests.end_to_end.runs import short_settings, write_blobs
 from tests.tiny import tiny_pixel_prior
 
@@ -19,7 +21,7 @@ from tests.tiny import tiny_pixel_prior
 def test_the_command_adapts_with_the_pixel_prior(
     recipe: str, camera: bool, draws: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(zoo.PRIORS, "ffhq512", partial(tiny_pixel_prior, 64))
+    monkeypatch.setitem(zoo.PRIORS, "ffhq512", partial(tiny_pixel_prior, 64, FFHQ512.licence))
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
     command = ["--inputs", str(write_blobs(tmp_path / "photos")), "--aligned", "--output", str(run)]
@@ -33,3 +35,6 @@ def test_the_command_adapts_with_the_pixel_prior(
     assert report["judgement"]["accepted"]
     spread = {bool(target.scores["spread"] > 0) for target in targets}
     assert spread == {draws > 1}  # one draw has none
+    assert "no commercial use, because of prior ffhq512" in (run / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ZooError, match="adapted with prior ffhq512"):
+        load_restorer(run / "restorer.safetensors")
