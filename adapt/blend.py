@@ -2,8 +2,8 @@
 
 Finetuning fits the clean bank, whose faces are smoother than real ones, and takes more of the camera's changes for
 certain than it should. An average of old and new weights keeps most of the gain and loses most of the harm (Wortsman
-et al. 2022, "Robust fine-tuning of zero-shot models"). Where on the line to stop is seen on the photos' own pseudo
-first pseudo targets, photographed by the learned camera (`adapt.stages.known_clean`): there the truth is known, and the
+et al. 2022, "Robust fine-tuning of zero-shot models"). Where on the line to stop is seen on the photos' own first
+pseudo targets, photographed by the learned camera (`adapt.stages.known_clean`): there the truth is known, and the
 faces are those of the photos.
 """
 

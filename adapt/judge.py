@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.results import Judgement, PairedDifference
 from adapt.seeds import generator_of
@@ -18,8 +18,9 @@ Restore = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def restore_all(restore: Restore, photos: Tensor, batch: int = 16) -> Tensor:
-    """Restores `[N, 3, S, S]` in batches, clamped to `[0, 1]`."""
-    return torch.cat([restore(part).clamp(0, 1) for part in photos.split(batch)])
+    """Restores `[N, 3, S, S]` in batches, clamped to `[0, 1]`, where the photos lie; a network may lie elsewhere."""
+    place = next(restore.parameters(), photos).device if isinstance(restore, nn.Module) else photos.device
+    return torch.cat([restore(part.to(place)).clamp(0, 1).to(photos.device) for part in photos.split(batch)])
 
 
 def scores_of(

@@ -170,10 +170,11 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
     """Goes as far from the base to the finetuned restorer as photographed targets say; also returns the share."""
     if lessons.camera is None or not job.recipe.finetune.blend:
         return module, 1.0
-    old, camera = job.base.module.cpu().eval(), read_camera(_camera_file(job, number))
+    old, camera = job.base.module.to(job.device).eval(), read_camera(_camera_file(job, number))
     clean = known_clean(job, camera, job.gathered.teaching(), "pseudo targets")
-    share = best_share(old, module, camera(clean, generator_of("blend", job.recipe.seed, number)), clean)
-    return blend(old, module, share), share
+    new, seen = module.to(job.device), camera(clean, generator_of("blend", job.recipe.seed, number))
+    share = best_share(old, new, seen, clean)
+    return blend(old, new, share).cpu(), share
 
 
 def known_clean(job: Job, camera: LearnedCamera, faces: Sequence[FaceRecord], name: str) -> Tensor:
@@ -195,7 +196,7 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
     """Compares the new restorer with the one before it on the held-out photos and on their photographed targets."""
     held = load_crops(job.workspace.root, job.gathered.judging())
     cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float())
-    nets = (job.restorer.module.cpu().eval(), module)
+    nets = tuple(net.to(job.device).eval() for net in (job.restorer.module, module))
     camera = read_camera(_camera_file(job, number)) if job.recipe.camera.enabled else None
     before, after = (scores_of(restore_all(net, held), held, cleanness, camera) for net in nets)
     if camera is not None:
