@@ -18,6 +18,7 @@ from restorers.rewrites import exportable
 
 TOLERANCE = 1e-4  # far below half a grey level of 8 bits (2e-3)
 INPUT, OUTPUT = "image", "restored"
+NOISES = ".noises."  # in the names of StyleGAN's stored noise maps
 
 
 class ExportError(RuntimeError):
@@ -39,6 +40,19 @@ class OnnxParity:
     shapes: tuple[tuple[int, int, int], ...]
 
 
+class _WithNoise(nn.Module):
+    """`module` with the buffers of these names as a second argument."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, image: Tensor, noises: list[Tensor]) -> Tensor:
+        given = dict(zip(self.names, noises, strict=True))
+        restored: Tensor = torch.func.functional_call(self.module, given, (image,))
+        return restored
+
+
 def export_onnx(
     module: nn.Module,
     path: Path,
@@ -53,7 +67,9 @@ def export_onnx(
 
     The input `image` and the output `restored` are float32 `[B, 3, H, W]`, RGB, `[0, 1]`; `H` and `W` must be multiples
     of `multiple_of`. What `restorers.runtime` must know travels in the file's metadata. `module` itself is not changed.
-    The file appears under `path` only after it agreed with torch on several sizes, so a present file is a good file.
+    StyleGAN's stored noise maps are optional inputs under their names in the network, `[1, 1, h, w]`: who gives none
+    gets those that were stored. The file appears under `path` only after it agreed with torch on several sizes, so a
+    present file is a good file.
 
     Args:
         module: image -> image at the same size.
@@ -90,14 +106,18 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
     for noisy in ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     axes: dict[int, Any] = {0: batch, 2: multiple_of * height, 3: multiple_of * width}
+    noises = {name: tensor for name, tensor in module.named_buffers() if NOISES in name}
+    inputs: tuple[Any, ...] = (example, list(noises.values())) if noises else (example,)
     try:
+        import onnx_ir
+
         program = torch.onnx.export(
-            exportable(module),
-            (example,),
+            _WithNoise(exportable(module), tuple(noises)).eval() if noises else exportable(module),
+            inputs,
             dynamo=True,
-            input_names=[INPUT],
+            input_names=[INPUT, *noises],
             output_names=[OUTPUT],
-            dynamic_shapes=(axes,),
+            dynamic_shapes=(axes, [{} for _ in noises]) if noises else (axes,),
             verbose=False,
         )
     except ImportError as error:
@@ -106,6 +126,9 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
         raise ExportError(f"{type(module).__name__} cannot be exported to ONNX: {_first_line(error)}") from error
     if program is None:
         raise ExportError(f"{type(module).__name__} cannot be exported to ONNX: torch returned no program")
+    for value, noise in zip(program.model.graph.inputs[1:], noises.values(), strict=True):
+        value.const_value = onnx_ir.tensor(noise.numpy(), name=value.name)
+        program.model.graph.register_initializer(value)  # an input that is one too need not be given
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
 
@@ -121,7 +144,9 @@ def _compare(module: nn.Module, written: Path, path: Path, shapes: Iterable[tupl
     generator = torch.Generator().manual_seed(0)
     worst, compared = 0.0, []
     try:
-        session = onnxruntime.InferenceSession(str(written), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # that stored noise can be replaced is no warning
+        session = onnxruntime.InferenceSession(str(written), options, providers=["CPUExecutionProvider"])
         for count, height, width in shapes:
             image = torch.rand(count, 3, height, width, generator=generator)
             exported = session.run(None, {INPUT: image.numpy()})[0]

@@ -209,6 +209,7 @@ def _load_onnx(path: Path, max_pixels: int) -> RuntimeRestorer:
                 states.RuntimeException)  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # that stored noise can be replaced is no warning
     # Idle threads that spin would take the cores from torch, which works on the image before and after each call.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from restorers import export
 from restorers.compact import Compact
 from restorers.export import ExportError, export_onnx
+from restorers.runtime import load_runtime
+from tests.restorer_files import laid_down
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -62,6 +64,26 @@ def test_file_is_self_contained_and_carries_the_size_rules(exported):
         "minimum": "64",
         "tiles": "yes",
     }, json.dumps(facts.custom_metadata_map)
+
+
+def test_stored_noise_is_an_input_that_need_not_be_given(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        restorer = laid_down("gfpgan-v1.4", tmp_path, patch)
+    export_onnx(restorer.module, tmp_path / "x.onnx", restorer.spec.multiple_of, restorer.spec.minimum)
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["image"]
+    stored = {name: noise for name, noise in restorer.module.named_buffers() if ".noises." in name}
+    assert stored and {entry.name for entry in session.get_overridable_initializers()} == set(stored)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = session.run(None, {"image": image.numpy()})[0]
+    for noise in stored.values():
+        noise.normal_(generator=torch.Generator().manual_seed(1))
+    given = {name: noise.numpy() for name, noise in stored.items()}
+    restored = torch.from_numpy(session.run(None, {"image": image.numpy(), **given})[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(restored, restorer.module(image), atol=1e-4, rtol=0)
+    assert (restored - torch.from_numpy(before)).abs().max() > 0.01
+    assert torch.equal(load_runtime(tmp_path / "x.onnx")(image), torch.from_numpy(before).clamp(0, 1))
 
 
 def test_leaves_the_module_as_it_was(exported):
