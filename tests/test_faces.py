@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from torch.nn import functional as F
 from adapt import face_fallback, face_nets, face_retina, faces, facexlib_nets
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import FFHQ_TEMPLATE, Face, align, aligned_face, invert, native_size, paste_back
+from tests.end_to_end.runs import SHARED
 from tests.fake_facexlib import pretend
 
-SHARED = Path(os.environ.get("ADAPT_SHARED", Path(__file__).parents[2] / "shared")) / "faces"
 needs_faces = pytest.mark.skipif(not (SHARED / "val").is_dir(), reason="no folder of sample faces (ADAPT_SHARED)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from adapt.photos import write_photo
 from adapt.workspace import read_tensors
 from tests.tiny import blobs
 
+SHARED = Path(os.environ.get("ADAPT_SHARED", Path(__file__).parents[3] / "shared")) / "faces"
+"""Face photos that are not part of the project, where they are at hand."""
 SHORT = (
     "rounds=1",
     "generation.candidates=2",

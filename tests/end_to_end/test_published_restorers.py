@@ -1,5 +1,6 @@
 """`adapt --inputs DIR --restorer FILE` with files of several architectures, as a download leaves them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,16 @@ from restorers import rewrites
 from restorers.runtime import load_runtime
 from restorers.zoo import load_file, read_state
 from tests import restorer_files
-from tests.end_to_end.runs import write_blobs
+from tests.end_to_end.runs import SHARED, write_blobs
 
 pytest.importorskip("spandrel", reason="spandrel is not installed")
 
 RECIPE = """\
 rounds: 1
 generation: {candidates: 1, calls: 1}
-camera: {enabled: false, bank: 16}
-gate: {low_band: 9, spread: 9, quality: -99}  # blobs are no faces
-finetune: {steps: 2, batch: 2, camera_share: 0, parts: PARTS}
+camera: {steps: 4, bank: 16}
+gate: {low_band: 9, spread: 9, quality: -99}  # blobs are no faces, nor is what a random network makes of one
+finetune: {steps: 2, batch: 2, camera_share: 0.5, parts: PARTS}
 judge: {enabled: false}
 """
 FILES = {
@@ -32,9 +33,18 @@ FILES = {
 """File -> its network, the key it keeps the tensors under, and what trains here."""
 
 
+WEBCAM = SHARED / "cameras" / "webcam" / "adapt"
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_blobs(tmp_path_factory.mktemp("photos"), 8)
+    """A few photos of a webcam where they are at hand, else blobs."""
+    folder = tmp_path_factory.mktemp("photos")
+    if not WEBCAM.is_dir():
+        return write_blobs(folder, 8)
+    for photo in sorted(WEBCAM.iterdir())[:8]:
+        shutil.copyfile(photo, folder / photo.name)
+    return folder
 
 
 def download(folder: Path, name: str) -> Path:
@@ -60,6 +70,7 @@ def test_a_downloaded_file_is_adapted_saved_exported_and_serves(name: str, photo
     before, after = read_state(weights)[0], read_state(run / "restorer.safetensors")[0]
     assert after.keys() == before.keys()  # the published names, which other programs read
     assert any(not torch.equal(after[key], before[key]) for key in before)
+    assert (run / "rounds/1/camera.safetensors").is_file()
     adapted = load_file(run / "restorer.safetensors")
     assert (adapted.spec.name, adapted.spec.scale) == (weights.stem, 1)
     photo = read_photo(next((run / "faces").iterdir()))
