@@ -84,16 +84,19 @@ class Worker:
         """Cleans, refines, gates; in the order of the task's photos, on the CPU."""
         settings = self.plan.generation
         photos = task.photos.to(self.device)
-        reference = self.stage1(photos).clamp(0, 1)
+        reference = self.stage1(photos)
+        if settings.sampler != "diffbir":  # whose conditions overshoot as stage 1 does
+            reference = reference.clamp(0, 1)
         context = None if self.texts is None else self.texts.positive(photos)
         candidates = self._candidates(reference, task, context)
         mean = candidates.mean(0)
         if settings.realism < 1:
             keep = consistencies(settings, self.prior, len(self.prior.schedule) - 1)
             expected = conditional_mean(self.prior, reference, settings.control_strength, keep, context)
-            mean = torch.lerp(recoloured(expected, reference, settings), mean, settings.realism)
+            expected = recoloured(expected, reference, settings.color_fix).clamp(0, 1)
+            mean = torch.lerp(expected, mean, settings.realism)
         thresholds = Thresholds(**self.plan.gate.model_dump())
-        targets = gate(photos, reference, mean, candidates, self.quality, thresholds, self.embed)
+        targets = gate(photos, reference.clamp(0, 1), mean, candidates, self.quality, thresholds, self.embed)
         return [_on_cpu(target) for target in targets]
 
     def _candidates(self, reference: Tensor, task: TargetTask, context: Tensor | None) -> Tensor:
@@ -111,7 +114,7 @@ class Worker:
                 image = sampled_as_diffbir(self.prior, reference, settings, generators, context, negative)
             else:
                 image = refine(self.prior, reference, trajectory, keep, generators, context)
-            draws.append(recoloured(image, reference, settings))
+            draws.append(recoloured(image, reference, settings.color_fix).clamp(0, 1))
         return torch.stack(draws)
 
     def released(self, reference: Tensor, start: int, generators: list[Generator]) -> Tensor:
@@ -145,10 +148,9 @@ def start_of(photo: Tensor, removal: nn.Module, settings: Generation) -> int:
     return settings.start_timesteps[min(level, len(settings.start_timesteps) - 1)]
 
 
-def recoloured(image: Tensor, reference: Tensor, settings: Generation) -> Tensor:
-    """Drawn images `[B, 3, S, S]` with the colours of their reference, as the recipe says; clamped to `[0, 1]`."""
-    fixed = image if settings.color_fix == "none" else COLOR_FIXES[settings.color_fix](image, reference)
-    return fixed.clamp(0, 1)
+def recoloured(image: Tensor, reference: Tensor, fix: str) -> Tensor:
+    """Drawn images `[B, 3, S, S]` with the colours of their reference, as the recipe says; not clamped."""
+    return image if fix == "none" else COLOR_FIXES[fix](image, reference)
 
 
 def _on_cpu(target: PseudoTarget) -> PseudoTarget:

@@ -4,7 +4,7 @@
     adapt regenerate small.png --prior diffbir-v2 --upscale 4 --output large/ --set generation.tiles.denoiser=512
 
 Slow, and what it draws is a guess; a restorer fitted with `adapt --inputs` is what serves. It takes the settings of a
-recipe's `generation` (default: recipe `diffbir`).
+recipe's `generation` (default: recipe `diffbir`, or `diffbir_v2` for versions 1 and 2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adapt.prior_setup import PriorTexts, faults_of, placed, sampled_as_diffbir,
 from adapt.restore import RestoreSummary, restore_photos
 from adapt.seeds import generator_of
 from adapt.training import choose_device
-from pseudo_targets.diffbir.cleaners import Cleaner, load_diffbir_cleaner
+from pseudo_targets.diffbir.cleaners import Cleaner, Content, load_diffbir_cleaner
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.priors import Prior
 from pseudo_targets.resize import resize_short_edge
@@ -76,29 +76,35 @@ class PriorRestorer:
         result = self.refined(self.cleaned(self.rest, photo, size), large, 0)
         for face in [] if self.finder is None else self.finder.find(large):
             crop = align(large, face, self.prior.resolution)
-            restored = self.refined(self.cleaned(self.faces, crop), crop, face.index + 1)
+            restored = self.refined(self.cleaned(self.faces, crop), crop, face.index + 1).clamp(0, 1)
             region = None if self.parser is None else self.parser(restored)
             result = paste_back(result, restored, face, region=region)
         return _resized(result, height, width).clamp(0, 1)
 
     def cleaned(self, cleaner: Cleaner, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Stage 1, on the CPU."""
-        return cleaner(image.to(self.device), size).clamp(0, 1).cpu()
+        """Stage 1, on the CPU; as upstream it keeps what overshoots."""
+        return cleaner(image.to(self.device), size).cpu()
 
     def refined(self, clean: Tensor, photo: Tensor, number: int) -> Tensor:
-        """Stage 2 and colour fix, on the CPU; `number` tells the draws of one photo apart."""
+        """Stage 2 and colour fix, on the CPU, not clamped; `number` tells the draws of one photo apart."""
         clean = clean.to(self.device)
         positive = None if self.texts is None else self.texts.positive(photo)
         negative = None if self.texts is None else self.texts.negative()
         generators = [generator_of("photo", self.seed, number)]
         drawn = sampled_as_diffbir(self.prior, clean, self.settings, generators, positive, negative)
-        return recoloured(drawn, clean, self.settings).cpu()
+        return recoloured(drawn, clean, self.settings.color_fix).cpu()
 
 
 def load_prior_restorer(
-    name: str, settings: Generation, device: torch.device, aligned: bool = False, upscale: float = 1.0, seed: int = 0
+    name: str,
+    settings: Generation,
+    device: torch.device,
+    aligned: bool = False,
+    upscale: float = 1.0,
+    seed: int = 0,
+    content: Content = "photos",
 ) -> PriorRestorer:
-    """A DiffBIR prior with its published stages 1.
+    """A DiffBIR prior with its published stages 1; `content` is what the one for whole photos is to clean.
 
     Raises:
         UsageError: it is no DiffBIR prior, its files are not there, or a setting does not fit; each is named.
@@ -112,7 +118,7 @@ def load_prior_restorer(
         loaded = load_prior(name)
         tile = settings.tiles.stage1
         faces = load_diffbir_cleaner(name, "faces", tile=tile)
-        rest = None if aligned else load_diffbir_cleaner(name, "photos", tile=tile).to(device)
+        rest = None if aligned else load_diffbir_cleaner(name, content, tile=tile).to(device)
     except (UnknownPriorError, WeightsError) as error:
         raise UsageError(f"--prior: {error}") from error
     prior, _ = placed(loaded, None, settings, device)
@@ -134,21 +140,26 @@ def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
     parser.add_argument("--prior", required=True, metavar="NAME", help="diffbir-v1, diffbir-v2 or diffbir-v2.1")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
-    parser.add_argument("--recipe", default="diffbir", metavar="NAME", help="preset or YAML file (default: diffbir)")
+    help_of = "preset or YAML file (default: diffbir for diffbir-v2.1, else diffbir_v2)"
+    parser.add_argument("--recipe", metavar="NAME", help=help_of)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
+    parser.add_argument(
+        "--content", default="photos", choices=("photos", "noise"), help="what is wrong: anything, or noise"
+    )
     parser.add_argument("--upscale", type=float, default=1.0, help="how many times larger the result is (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parser.parse_args(given)
     try:
+        chosen = options.recipe or ("diffbir" if options.prior == "diffbir-v2.1" else "diffbir_v2")
         # This module has no other sampler.
-        recipe = load_recipe(options.recipe, ("generation.sampler=diffbir", *options.set))
+        recipe = load_recipe(chosen, ("generation.sampler=diffbir", *options.set))
     except RecipeError as error:
         raise UsageError(str(error)) from error
     device = choose_device(options.device)
     restorer = load_prior_restorer(
-        options.prior, recipe.generation, device, options.aligned, options.upscale, options.seed
+        options.prior, recipe.generation, device, options.aligned, options.upscale, options.seed, options.content
     )
     return restore_photos(options.photos, restorer, options.output, None, aligned=True)
 

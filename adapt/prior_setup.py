@@ -13,7 +13,7 @@ from adapt.captions import Captioner, load_captioner
 from pseudo_targets.compute import Compute, autoencoder_of, prepare
 from pseudo_targets.consistency import Consistency, LowPassReplacement, RestorationGuidance
 from pseudo_targets.diffbir.prompts import missing_vocabulary, vocabulary_folder
-from pseudo_targets.diffbir.published import VERSIONS
+from pseudo_targets.diffbir.published import VERSIONS, version_schedule
 from pseudo_targets.diffbir.sampling import Settings, multiple_for, restore
 from pseudo_targets.diffbir.texts import Texts, joined, load_texts
 from pseudo_targets.dt_bfr import noise_from
@@ -21,7 +21,7 @@ from pseudo_targets.filters import BlockMean, CubicLowPass, LowPass
 from pseudo_targets.latents import AutoencoderLatents, CodecTiles, TiledLatents
 from pseudo_targets.offload import OneAtATime, groups_of
 from pseudo_targets.priors import LatentPrior, Prior
-from pseudo_targets.schedule import Chain, respace, spaced_timesteps
+from pseudo_targets.schedule import Chain, ScheduleError, ddim_timesteps, respace, spaced_timesteps
 from recipes.schema import Compute as ComputeSettings
 from recipes.schema import Generation
 
@@ -31,11 +31,11 @@ LOW_PASSES: dict[str, Callable[[int], LowPass]] = {"idempotent": BlockMean, "pub
 
 
 def faults_of(prior: str, settings: Generation) -> list[str]:
-    """Settings that only DiffBIR's priors have a meaning for, where `prior` is another; words without a vocabulary."""
+    """Settings that only DiffBIR's priors have a meaning for, where `prior` is another, and what does not suit them."""
     if prior in VERSIONS:
         words = settings.prompt or settings.caption or settings.diffbir.negative_prompt
         fault = missing_vocabulary(vocabulary_folder()) if words else ""
-        return [f"generation.prompt: {fault}"] if fault else []
+        return [f"generation.prompt: {fault}"] * bool(fault) + _unsuited(prior, settings)
     asked = {
         "sampler diffbir": settings.sampler == "diffbir",
         f"prompt {settings.prompt!r}": settings.prompt,
@@ -43,6 +43,23 @@ def faults_of(prior: str, settings: Generation) -> list[str]:
     }
     known = ", ".join(VERSIONS)
     return [f"generation.{what}: prior {prior!r} has none, expected one of {known}" for what, on in asked.items() if on]
+
+
+def _unsuited(prior: str, settings: Generation) -> list[str]:
+    """What solver and number of calls cannot do with a version of DiffBIR's prior."""
+    solver, faults = settings.diffbir.solver, []
+    if settings.sampler != "diffbir":
+        return []
+    if solver.startswith("edm_") and not VERSIONS[prior].velocity:  # from sigma 1e4 no noise is told
+        faults.append(
+            f"generation.diffbir.solver {solver}: {prior} predicts noise, expected spaced (recipe diffbir_v2)"
+        )
+    if solver == "ddim":
+        try:
+            ddim_timesteps(len(version_schedule(VERSIONS[prior])), settings.calls)
+        except ScheduleError as error:
+            faults.append(f"generation.{error}")
+    return faults
 
 
 def bank_start(prior: str, asked: int) -> int:

@@ -107,4 +107,9 @@ def _unwrapped(path: Path, content: object) -> dict[str, Tensor]:
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no table of tensors, expected a state dict")
+    for name, tensor in content.items():
+        if not str(name).isprintable():
+            raise CheckpointError(f"{path}: tensor {str(name)!r}, expected a printable name")
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}, expected plain real numbers")
     return {str(name).removeprefix("module."): value for name, value in content.items()}

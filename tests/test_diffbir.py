@@ -13,6 +13,7 @@ from torch import Tensor
 from pseudo_targets.checkpoints import read_checkpoint
 from pseudo_targets.diffbir import solvers
 from pseudo_targets.diffbir.convert import ConversionError, convert_control, split_checkpoint
+from pseudo_targets.diffbir.files import read_stored
 from pseudo_targets.diffbir.networks import PUBLISHED, Sizes, SizesError, build_text_tower, image_multiple
 from pseudo_targets.diffbir.prompts import embed, empty_prompt, token_ids
 from pseudo_targets.diffbir.published import load_diffbir, load_text_tower
@@ -75,6 +76,42 @@ def test_converted_once_then_the_published_files_are_not_needed(tmp_path):
     again = load_diffbir(NAME, tmp_path, TINY)
     assert again.weights_sha256 == first.weights_sha256
     assert torch.equal(answer(again), answer(first))
+
+
+@pytest.mark.parametrize("origin", ["no json", "[]", '{"a": 1}', ""])
+def test_a_conversion_with_the_note_of_another_is_made_again(origin, tmp_path):
+    put_files(tmp_path)
+    first = load_diffbir(NAME, tmp_path, TINY)
+    path = tmp_path / f"{NAME}.converted.prior.safetensors"
+    tensors, metadata = read_stored(path)
+    save_file(tensors, path, {**metadata, "origin": origin})
+    assert load_diffbir(NAME, tmp_path, TINY).weights_sha256 == first.weights_sha256
+
+
+def test_a_conversion_without_its_context_is_refused(tmp_path):
+    put_files(tmp_path)
+    load_diffbir(NAME, tmp_path, TINY)
+    path = tmp_path / f"{NAME}.converted.prior.safetensors"
+    tensors, metadata = read_stored(path)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "context"}, path, metadata)
+    with pytest.raises(WeightsError, match="holds no context; delete it") as error:
+        load_diffbir(NAME, tmp_path, TINY)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "reason"),
+    [
+        ("w", torch.ones(2, 2).to_sparse(), "expected plain real numbers"),
+        ("w", torch.ones(2, dtype=torch.complex64), "expected plain real numbers"),
+        ("a\nb", torch.ones(2), "expected a printable name"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(name, tensor, reason, tmp_path):
+    torch.save({"state_dict": {name: tensor}}, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match=reason) as error:
+        read_checkpoint(tmp_path / "x.ckpt")
+    one_line(error)
 
 
 def test_a_changed_file_is_converted_anew(tmp_path):

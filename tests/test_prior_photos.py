@@ -16,7 +16,7 @@ from adapt.faces import Face
 from adapt.photos import read_photo, write_photo
 from adapt.prior_photos import PriorRestorer, load_prior_restorer, restore_with_prior
 from pseudo_targets.diffbir import cleaners, networks
-from pseudo_targets.downloads import BSRNET, SWINIR_FACE, SWINIR_REALESRGAN
+from pseudo_targets.downloads import BSRNET, SCUNET_PSNR, SWINIR_FACE, SWINIR_REALESRGAN
 from recipes.load import load_recipe
 from tests.diffbir_files import TINY, base_state, control_state, put_files
 from tests.test_stage1 import TINY as TINY_CLEANERS
@@ -91,7 +91,8 @@ def test_a_face_is_cleaned_by_the_network_for_faces_and_refined() -> None:
 
 
 def test_version_2_enlarges_with_a_network_that_sees_the_photo_as_it_is() -> None:
-    restorer = load_prior_restorer("diffbir-v2", SETTINGS, CPU, upscale=2)
+    settings = load_recipe("diffbir_v2", ("generation.calls=2",)).generation
+    restorer = load_prior_restorer("diffbir-v2", settings, CPU, upscale=2)
     shapes: list[tuple[int, ...]] = []
     restorer.rest.net.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
     assert restorer(photo(50, 70)).shape == (1, 3, 100, 140)
@@ -111,8 +112,51 @@ def test_an_aligned_face_is_one_image_and_needs_no_finder() -> None:
     assert restorer.rest is None and restorer.finder is None
     whole = restorer(image)
     expected = restorer.refined(restorer.cleaned(restorer.faces, image), image, 0)
-    assert torch.equal(whole, expected)
+    assert torch.equal(whole, expected.clamp(0, 1))
     assert restorer(photo(40, 40)).shape == (1, 3, 40, 40)
+
+
+class Bright(torch.nn.Module):
+    """Stage 1 that overshoots."""
+
+    def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return image + 0.6
+
+
+def test_what_stage_1_overshoots_reaches_the_prior_and_the_colour_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def spy(*arguments: object) -> Tensor:
+        seen.append(float(arguments[1].max()))
+        return arguments[1]
+
+    monkeypatch.setattr(prior_photos, "sampled_as_diffbir", spy)
+    restorer = load_prior_restorer(NAME, SETTINGS, CPU, aligned=True)
+    bright = dataclasses.replace(restorer, faces=Bright())
+    assert bright(photo(64, 64)).max() == 1 and seen[0] > 1.2
+    assert bright.refined(torch.full((1, 3, 64, 64), 1.3), photo(64, 64), 0).min() > 1.2
+
+
+def test_guidance_acts_through_tiles() -> None:
+    image, changed = photo(130, 128), []
+    for space in ("latent", "rgb"):
+        tiled = ("generation.calls=2", "generation.tiles.denoiser=128", f"generation.guidance_space={space}")
+        plain, guided = (load_recipe("diffbir", (*tiled, f"generation.guidance_scale={scale}")) for scale in (0, 0.5))
+        results = [
+            with_finder(load_prior_restorer(NAME, recipe.generation, CPU), 0)(image) for recipe in (plain, guided)
+        ]
+        assert results[1].isfinite().all()
+        changed.append(results[1])
+        assert not torch.allclose(*results, atol=1e-4)
+    assert not torch.allclose(*changed, atol=1e-4)
+
+
+def test_noise_has_a_stage_1_of_its_own(cache: Path) -> None:
+    torch.save(TINY_CLEANERS[SCUNET_PSNR]().state_dict(), cache / SCUNET_PSNR.file)
+    settings = load_recipe("diffbir_v2", ("generation.calls=2",)).generation
+    restorer = load_prior_restorer("diffbir-v2", settings, CPU, content="noise")
+    assert restorer.rest.name == SCUNET_PSNR.name
+    assert restorer(photo(64, 64)).shape == (1, 3, 64, 64)
 
 
 def test_tiles_change_little_and_another_seed_much() -> None:
@@ -138,7 +182,9 @@ def test_the_command_writes_photos(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--prior", "mini"], "prior 'mini' has none"),
         (["--prior", NAME, "--upscale", "0"], "--upscale 0: expected more than 0"),
         (["--prior", NAME, "--set", "generation.caller=1"], "unknown key"),
-        (["--prior", "diffbir-v1"], "put .*v1_face.pth"),
+        (["--prior", "diffbir-v1"], "import FILE. with .*v1_face.pth"),
+        (["--prior", "diffbir-v2", "--recipe", "diffbir"], "diffbir-v2 predicts noise, expected spaced"),
+        (["--prior", NAME, "--set", "generation.diffbir.solver=ddim", "--set", "generation.calls=3"], "3 calls would"),
         (["--prior", NAME, "--set", "generation.prompt=sharp"], "prompts need vocab.json"),
     ],
 )

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,8 +86,18 @@ def origin_of(paths: Iterable[Path]) -> dict[str, str]:
 
 def comes_from(origin: Mapping[str, str], paths: Iterable[Path]) -> bool:
     """Whether a stored conversion was made from these files, judged by name and size."""
-    facts = json.loads(origin.get("origin", "{}"))
-    return all(facts.get(path.name, {}).get("bytes") == path.stat().st_size for path in paths)
+    facts = facts_of(origin)
+    return bool(facts) and all(facts.get(path.name, {}).get("bytes") == path.stat().st_size for path in paths)
+
+
+def facts_of(origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What `origin_of` noted, by the name of the file; empty where the note is another's."""
+    try:
+        facts = json.loads(origin.get("origin", ""))
+    except json.JSONDecodeError:
+        return {}
+    whole = isinstance(facts, dict) and all(isinstance(fact, dict) and "sha256" in fact for fact in facts.values())
+    return facts if whole else {}
 
 
 def _separate(tensor: Tensor) -> Tensor:

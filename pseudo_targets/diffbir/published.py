@@ -6,7 +6,6 @@ The first load converts the published files and stores the result beside them; l
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +100,9 @@ def load_diffbir(name: str, folder: Path | None = None, sizes: Sizes | None = No
     version, place, sizes = VERSIONS[name], folder or files.cache_folder(), sizes or networks.PUBLISHED
     _ensure_converted(version, place, sizes)
     tensors, metadata = files.read_stored(_stored(version, place))
-    digests = [fact["sha256"] for _, fact in sorted(json.loads(metadata["origin"]).items())]
+    if "context" not in tensors:
+        raise WeightsError(f"{_stored(version, place)}: holds no context; delete it, and it is made again")
+    digests = [str(fact["sha256"]) for _, fact in sorted(files.facts_of(metadata).items())]
     with torch.device("meta"):
         unet = build_unet(sizes)
         control = build_control(unet)

@@ -144,7 +144,7 @@ def test_files_of_other_networks_are_refused(tmp_path: Path, cache: Path, capsys
 
 def test_missing_files_and_faces_of_another_size_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
     message = refusal(tmp_path, capsys)
-    assert f"put {BASE} and {CONTROL} into {cache}" in message
+    assert f"`adapt weights import FILE` with {BASE} and {CONTROL}, or put it into {cache}" in message
     assert "run `adapt weights fetch sd21-zsnr diffbir-v2.1-control`" in message
     put_files(cache)
     assert f"prior 'diffbir-v2.1' works at {SIDE} px" in refusal(tmp_path, capsys, "faces.size=128")
