@@ -16,7 +16,7 @@ Captioner = Callable[[Tensor], list[str]]
 """Photos `[B, 3, H, W]` in `[0, 1]` -> a caption each."""
 
 QUESTION = "Describe this photo in one short sentence."
-LONGEST = 64
+GREEDY = {"max_new_tokens": 64, "generate_kwargs": {"do_sample": False}}  # the same photo has the same caption
 """Tokens of a caption; a text tower reads 77 with the prompt."""
 # transformers has renamed the task; the newer one takes a question.
 TASKS = ("image-text-to-text", "image-to-text")
@@ -55,8 +55,8 @@ def captioner_of(pipeline: Callable[..., Any], model: str) -> Captioner:
         pictures = [to_picture(photo) for photo in photos.cpu()]
         try:
             if asks:
-                return [caption_in(pipeline(text=_chat(picture), max_new_tokens=LONGEST)) for picture in pictures]
-            return [caption_in(pipeline(picture, max_new_tokens=LONGEST)) for picture in pictures]
+                return [caption_in(pipeline(text=_chat(picture), **GREEDY)) for picture in pictures]
+            return [caption_in(pipeline(picture, **GREEDY)) for picture in pictures]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CaptionError(f"caption {model!r}: cannot describe a photo ({_first_line(error)})") from error
 

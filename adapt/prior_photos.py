@@ -27,6 +27,7 @@ from adapt.restore import RestoreSummary, restore_photos
 from adapt.seeds import generator_of
 from adapt.training import choose_device
 from pseudo_targets.diffbir.cleaners import Cleaner, Content, load_diffbir_cleaner
+from pseudo_targets.diffbir.published import VERSIONS
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.priors import Prior
 from pseudo_targets.resize import resize_short_edge
@@ -70,27 +71,31 @@ class PriorRestorer:
         if min(height, width) < self.prior.resolution:
             large = resize_short_edge(large, self.prior.resolution).clamp(0, 1)
         if self.rest is None:
-            return _resized(self.refined(self.cleaned(self.faces, large), large, 0), height, width).clamp(0, 1)
+            return _resized(self.refined(self.cleaned(self.faces, large), photo, [0]), height, width).clamp(0, 1)
         size = (large.shape[-2], large.shape[-1])
         # A cleaner that enlarges is to see the photo as it is.
-        result = self.refined(self.cleaned(self.rest, photo, size), large, 0)
-        for face in [] if self.finder is None else self.finder.find(large):
-            crop = align(large, face, self.prior.resolution)
-            restored = self.refined(self.cleaned(self.faces, crop), crop, face.index + 1).clamp(0, 1)
-            region = None if self.parser is None else self.parser(restored)
-            result = paste_back(result, restored, face, region=region)
+        result = self.refined(self.cleaned(self.rest, photo, size), photo, [0])
+        found = [] if self.finder is None else self.finder.find(large)
+        for first in range(0, len(found), self.settings.batch):
+            faces = found[first : first + self.settings.batch]
+            crops = torch.cat([align(large, face, self.prior.resolution) for face in faces])
+            numbers = [face.index + 1 for face in faces]
+            restored = self.refined(self.cleaned(self.faces, crops), crops, numbers).clamp(0, 1)
+            for face, one in zip(faces, restored.split(1), strict=True):
+                region = None if self.parser is None else self.parser(one)
+                result = paste_back(result, one, face, region=region)
         return _resized(result, height, width).clamp(0, 1)
 
     def cleaned(self, cleaner: Cleaner, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Stage 1, on the CPU; as upstream it keeps what overshoots."""
         return cleaner(image.to(self.device), size).cpu()
 
-    def refined(self, clean: Tensor, photo: Tensor, number: int) -> Tensor:
-        """Stage 2 and colour fix, on the CPU, not clamped; `number` tells the draws of one photo apart."""
+    def refined(self, clean: Tensor, photos: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Stage 2 and colour fix, on the CPU, not clamped; `numbers` tell the draws of one photo apart."""
         clean = clean.to(self.device)
-        positive = None if self.texts is None else self.texts.positive(photo)
+        positive = None if self.texts is None else self.texts.positive(photos)
         negative = None if self.texts is None else self.texts.negative()
-        generators = [generator_of("photo", self.seed, number)]
+        generators = [generator_of("photo", self.seed, number) for number in numbers]
         drawn = sampled_as_diffbir(self.prior, clean, self.settings, generators, positive, negative)
         return recoloured(drawn, clean, self.settings.color_fix).cpu()
 
@@ -112,6 +117,8 @@ def load_prior_restorer(
     faults = faults_of(name, settings.model_copy(update={"sampler": "diffbir"}))
     if not 0 < upscale <= 16:
         faults.append(f"--upscale {upscale:g}: expected more than 0 and at most 16")
+    if name in VERSIONS and VERSIONS[name].aligned and not aligned:
+        faults.append(f"--prior {name}: knows aligned faces alone, expected --aligned, or another version")
     if faults:
         raise UsageError("; ".join(faults))
     try:
@@ -138,7 +145,7 @@ def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
         prog="adapt regenerate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
-    parser.add_argument("--prior", required=True, metavar="NAME", help="diffbir-v1, diffbir-v2 or diffbir-v2.1")
+    parser.add_argument("--prior", required=True, metavar="NAME", help=", ".join(VERSIONS))
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
     help_of = "preset or YAML file (default: diffbir for diffbir-v2.1, else diffbir_v2)"
     parser.add_argument("--recipe", metavar="NAME", help=help_of)

@@ -112,8 +112,17 @@ def consistencies(settings: Generation, prior: Prior, start: int, chain: Chain |
         low_pass = LOW_PASSES[settings.filter](settings.filter_factor)
         result.append(LowPassReplacement(low_pass, start, min(settings.end_timestep, start)))
     if settings.guidance_scale:
-        guidance = RestorationGuidance(prior.decode, settings.guidance_scale, settings.guidance_space, chain=chain)
-        result.append(guidance)
+        result.append(
+            RestorationGuidance(
+                prior.decode,
+                settings.guidance_scale,
+                settings.guidance_space,
+                settings.guidance_loss,
+                *settings.guidance_window,
+                settings.guidance_repeat,
+                chain=chain,
+            )
+        )
     return result
 
 

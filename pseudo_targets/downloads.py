@@ -139,9 +139,9 @@ DIFFBIR_V1_FACE = PublishedWeights(
     folder="diffbir",
 )
 DIFFBIR_V1_GENERAL = PublishedWeights(
-    name="diffbir-v1-general",
+    name="diffbir-v1-general-control",
     file="v1_general.pth",
-    purpose="IRControlNet of DiffBIR v1 for other photos; no prior here reads it",
+    purpose="IRControlNet of DiffBIR v1 for other photos",
     licence="Apache-2.0, on OpenRAIL++-M",
     url=_V2 + "v1_general.pth",
     folder="diffbir",
@@ -159,7 +159,7 @@ DIFFBIR_V1_FACE_FULL = PublishedWeights(
 DIFFBIR_V1_GENERAL_FULL = PublishedWeights(
     name="diffbir-v1-general-full",
     file="general_full_v1.ckpt",
-    purpose="DiffBIR v1 for other photos in one file; no prior here reads it",
+    purpose="DiffBIR v1 for other photos in one file, in place of sd21-base and its control (also holds stage 1)",
     licence="Apache-2.0, on OpenRAIL++-M",
     url=_V1 + "general_full_v1.ckpt",
     size=6_894_632_360,
@@ -215,6 +215,7 @@ DIFFBIR: tuple[PublishedWeights, ...] = (
 """Parts of the DiffBIR priors and of Stable Diffusion under them."""
 SETS: dict[str, tuple[PublishedWeights, ...]] = {
     "diffbir-v1": (SD21_BASE, DIFFBIR_V1_FACE),
+    "diffbir-v1-general": (SD21_BASE, DIFFBIR_V1_GENERAL),
     "diffbir-v2": (SD21_BASE, DIFFBIR_V2_CONTROL),
     "diffbir-v2.1": (SD21_ZSNR, DIFFBIR_V21_CONTROL),
     "sd21-tokenizer": (SD21_VOCABULARY, SD21_MERGES),

@@ -21,6 +21,7 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "mini": load_mini,
     "ffhq512": load_ffhq512,
     "diffbir-v1": partial(load_diffbir, "diffbir-v1"),
+    "diffbir-v1-general": partial(load_diffbir, "diffbir-v1-general"),
     "diffbir-v2": partial(load_diffbir, "diffbir-v2"),
     "diffbir-v2.1": partial(load_diffbir, "diffbir-v2.1"),
 }

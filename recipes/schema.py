@@ -118,6 +118,12 @@ class Generation(_Section):
     """DiffBIR's region-adaptive restoration guidance; 0 is off."""
     guidance_space: Literal["latent", "rgb"] = "latent"
     """Where guidance compares."""
+    guidance_loss: Literal["wmse", "mse"] = "wmse"
+    """The squared error as it is, or weighted against detail."""
+    guidance_window: tuple[int, int] = (1001, -1)
+    """Guidance acts where timestep + 1 lies below the first and above the second."""
+    guidance_repeat: Annotated[int, Field(ge=1)] = 1
+    """Gradient steps of guidance at each timestep."""
     color_fix: Literal["none", "wavelet", "adain"] = "none"
     """Takes the colours of the stage 1 output after sampling."""
     prompt: str = ""

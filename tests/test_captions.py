@@ -18,8 +18,8 @@ class Pipeline:
     def __init__(self, task: str) -> None:
         self.task, self.seen = task, []
 
-    def __call__(self, picture=None, text=None, max_new_tokens=0):
-        assert max_new_tokens > 0
+    def __call__(self, picture=None, text=None, max_new_tokens=0, generate_kwargs=None):
+        assert max_new_tokens > 0 and generate_kwargs == {"do_sample": False}
         if text is not None:
             (turn,) = text
             asked = {part["type"]: part for part in turn["content"]}

@@ -43,7 +43,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", ["diffbir-v1", "diffbir-v2", "diffbir-v2.1"])
+@pytest.mark.parametrize("name", ["diffbir-v1", "diffbir-v1-general", "diffbir-v2", "diffbir-v2.1"])
 def test_missing_files_are_named_with_the_place_to_put_them(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
     with pytest.raises(WeightsError) as error:
@@ -51,7 +51,8 @@ def test_missing_files_are_named_with_the_place_to_put_them(name, tmp_path, monk
     text = one_line(error)
     assert str(tmp_path / "diffbir") in text
     assert ".ckpt and " in text
-    assert ("face_full_v1.ckpt alone" in text) == (name == "diffbir-v1")
+    alone = {"diffbir-v1": "(or face_full_v1.ckpt alone)", "diffbir-v1-general": "(or general_full_v1.ckpt alone)"}
+    assert alone.get(name, ".ckpt and ") in text and (" alone)" in text) == (name in alone)
     assert f"`adapt weights fetch {' '.join(weights.name for weights in SETS[name])}`" in text
 
 
@@ -135,15 +136,16 @@ def test_safetensors_and_module_prefixes(tmp_path):
     assert torch.equal(answer(load_diffbir(NAME, other, TINY)), expected)
 
 
-def test_version_1_in_one_file(tmp_path):
-    torch.save({"state_dict": whole_state(), "global_step": 3}, tmp_path / "face_full_v1.ckpt")
-    prior = load_diffbir("diffbir-v1", tmp_path, TINY)
+@pytest.mark.parametrize(("name", "kind"), [("diffbir-v1", "face"), ("diffbir-v1-general", "general")])
+def test_version_1_in_one_file(name, kind, tmp_path):
+    torch.save({"state_dict": whole_state(), "global_step": 3}, tmp_path / f"{kind}_full_v1.ckpt")
+    prior = load_diffbir(name, tmp_path, TINY)
     assert prior.schedule.prediction_type == "epsilon"
     parts = tmp_path / "parts"
     parts.mkdir()
     torch.save({"state_dict": base_state()}, parts / "v2-1_512-ema-pruned.ckpt")
-    torch.save(control_state(), parts / "v1_face.pth")
-    assert torch.equal(answer(prior), answer(load_diffbir("diffbir-v1", parts, TINY)))
+    torch.save(control_state(), parts / f"v1_{kind}.pth")
+    assert torch.equal(answer(prior), answer(load_diffbir(name, parts, TINY)))
 
 
 def test_the_context_is_the_embedding_of_the_empty_prompt(tmp_path):

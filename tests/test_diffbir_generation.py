@@ -151,6 +151,13 @@ def test_words_without_a_vocabulary_are_refused(cache: Path) -> None:
     assert prior_setup.faults_of(NAME, settings()) == []
 
 
+def test_guidance_is_as_the_recipe_says() -> None:
+    chosen = settings(guidance_scale=0.5, guidance_loss="mse", guidance_window=(700, 100), guidance_repeat=2)
+    (guidance,) = prior_setup.consistencies(chosen, tiny_diffbir(), 999)
+    assert (guidance.scale, guidance.loss, guidance.repeat) == (0.5, "mse", 2)
+    assert [guidance.active(t) for t in (99, 100, 698, 699)] == [False, True, True, False]
+
+
 def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:
     options = JobOptions(cache, "adapt", overrides=("generation.sampler=diffbir", "generation.prompt=sharp"))
     with pytest.raises(UsageError) as error:

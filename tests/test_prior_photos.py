@@ -90,6 +90,19 @@ def test_a_face_is_cleaned_by_the_network_for_faces_and_refined() -> None:
     assert (restorer.faces.name, restorer.rest.name) == (SWINIR_FACE.name, SWINIR_REALESRGAN.name)
 
 
+def test_faces_are_restored_together_and_each_as_if_alone() -> None:
+    restorer, image = load_prior_restorer(NAME, SETTINGS, CPU), photo()
+    sizes: list[int] = []
+    restorer.faces.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    crops = torch.cat([image[..., :64, :64], image[..., 20:84, 30:94]])
+    together = restorer.refined(restorer.cleaned(restorer.faces, crops), crops, [1, 2])
+    alone = [restorer.refined(restorer.cleaned(restorer.faces, crops[i : i + 1]), crops, [i + 1]) for i in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    sizes.clear()
+    with_finder(restorer, 11)(image)
+    assert sizes == [8, 3]
+
+
 def test_version_2_enlarges_with_a_network_that_sees_the_photo_as_it_is() -> None:
     settings = load_recipe("diffbir_v2", ("generation.calls=2",)).generation
     restorer = load_prior_restorer("diffbir-v2", settings, CPU, upscale=2)
@@ -111,7 +124,7 @@ def test_an_aligned_face_is_one_image_and_needs_no_finder() -> None:
     restorer, image = load_prior_restorer(NAME, SETTINGS, CPU, aligned=True), photo(64, 64)
     assert restorer.rest is None and restorer.finder is None
     whole = restorer(image)
-    expected = restorer.refined(restorer.cleaned(restorer.faces, image), image, 0)
+    expected = restorer.refined(restorer.cleaned(restorer.faces, image), image, [0])
     assert torch.equal(whole, expected.clamp(0, 1))
     assert restorer(photo(40, 40)).shape == (1, 3, 40, 40)
 
@@ -134,7 +147,7 @@ def test_what_stage_1_overshoots_reaches_the_prior_and_the_colour_fix(monkeypatc
     restorer = load_prior_restorer(NAME, SETTINGS, CPU, aligned=True)
     bright = dataclasses.replace(restorer, faces=Bright())
     assert bright(photo(64, 64)).max() == 1 and seen[0] > 1.2
-    assert bright.refined(torch.full((1, 3, 64, 64), 1.3), photo(64, 64), 0).min() > 1.2
+    assert bright.refined(torch.full((1, 3, 64, 64), 1.3), photo(64, 64), [0]).min() > 1.2
 
 
 def test_guidance_acts_through_tiles() -> None:
@@ -182,7 +195,9 @@ def test_the_command_writes_photos(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--prior", "mini"], "prior 'mini' has none"),
         (["--prior", NAME, "--upscale", "0"], "--upscale 0: expected more than 0"),
         (["--prior", NAME, "--set", "generation.caller=1"], "unknown key"),
-        (["--prior", "diffbir-v1"], "import FILE. with .*v1_face.pth"),
+        (["--prior", "diffbir-v1", "--aligned"], "import FILE. with .*v1_face.pth"),
+        (["--prior", "diffbir-v1"], "knows aligned faces alone, expected --aligned"),
+        (["--prior", "diffbir-v1-general"], "import FILE. with .*v1_general.pth"),
         (["--prior", "diffbir-v2", "--recipe", "diffbir"], "diffbir-v2 predicts noise, expected spaced"),
         (["--prior", NAME, "--set", "generation.diffbir.solver=ddim", "--set", "generation.calls=3"], "3 calls would"),
         (["--prior", NAME, "--set", "generation.prompt=sharp"], "prompts need vocab.json"),

@@ -8,6 +8,7 @@ weights fetch diffbir-v2.1` puts them; loading downloads nothing.
 | `diffbir-v2.1` | `sd2.1-base-zsnr-laionaes5.ckpt` and `DiffBIR_v2.1.pt` |
 | `diffbir-v2` | `v2-1_512-ema-pruned.ckpt` and `v2.pth` |
 | `diffbir-v1` | `v2-1_512-ema-pruned.ckpt` and `v1_face.pth`, or `face_full_v1.ckpt` alone |
+| `diffbir-v1-general` | `v2-1_512-ema-pruned.ckpt` and `v1_general.pth`, or `general_full_v1.ckpt` alone |
 
 Stage 1 of each is in `cleaners`. Prompts with words also need Stable Diffusion 2.1's `tokenizer` folder there
 (`adapt weights fetch sd21-tokenizer`).

@@ -2,7 +2,7 @@
 
 | prior | faces | whole photos | noise alone |
 |---|---|---|---|
-| `diffbir-v1` | `swinir-face` | `swinir` | `swinir` |
+| `diffbir-v1`, `diffbir-v1-general` | `swinir-face` | `swinir` | `swinir` |
 | `diffbir-v2` | `swinir-face` | `bsrnet` | `scunet` |
 | `diffbir-v2.1` | `swinir-face` | `swinir-realesrgan` | `swinir-realesrgan` |
 
@@ -38,6 +38,7 @@ from pseudo_targets.tiling import blended
 Content = Literal["faces", "photos", "noise"]
 CLEANERS: dict[str, dict[Content, PublishedWeights]] = {
     "diffbir-v1": {"faces": SWINIR_FACE, "photos": SWINIR_GENERAL, "noise": SWINIR_GENERAL},
+    "diffbir-v1-general": {"faces": SWINIR_FACE, "photos": SWINIR_GENERAL, "noise": SWINIR_GENERAL},
     "diffbir-v2": {"faces": SWINIR_FACE, "photos": BSRNET, "noise": SCUNET_PSNR},
     "diffbir-v2.1": {"faces": SWINIR_FACE, "photos": SWINIR_REALESRGAN, "noise": SWINIR_REALESRGAN},
 }

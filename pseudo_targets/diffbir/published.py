@@ -36,6 +36,8 @@ from pseudo_targets.diffbir.prompts import embed, empty_prompt
 from pseudo_targets.downloads import (
     DIFFBIR_V1_FACE,
     DIFFBIR_V1_FACE_FULL,
+    DIFFBIR_V1_GENERAL,
+    DIFFBIR_V1_GENERAL_FULL,
     DIFFBIR_V2_CONTROL,
     DIFFBIR_V21_CONTROL,
     SD21_BASE,
@@ -64,9 +66,10 @@ class Version:
     Attributes:
         name: as in `PRIORS`.
         base: Stable Diffusion checkpoint with UNet, autoencoder and text tower.
-        control: IRControlNet; of version 1 the one for faces.
+        control: IRControlNet.
         whole: one file that holds all of it, if there is one.
         velocity: predicts velocity under zero terminal SNR; otherwise noise.
+        aligned: knows nothing but aligned faces.
     """
 
     name: str
@@ -74,12 +77,14 @@ class Version:
     control: PublishedWeights
     whole: PublishedWeights | None = None
     velocity: bool = False
+    aligned: bool = False
 
 
 VERSIONS = {
     version.name: version
     for version in (
-        Version("diffbir-v1", SD21_BASE, DIFFBIR_V1_FACE, DIFFBIR_V1_FACE_FULL),
+        Version("diffbir-v1", SD21_BASE, DIFFBIR_V1_FACE, DIFFBIR_V1_FACE_FULL, aligned=True),
+        Version("diffbir-v1-general", SD21_BASE, DIFFBIR_V1_GENERAL, DIFFBIR_V1_GENERAL_FULL),
         Version("diffbir-v2", SD21_BASE, DIFFBIR_V2_CONTROL),
         Version("diffbir-v2.1", SD21_ZSNR, DIFFBIR_V21_CONTROL, velocity=True),
     )
