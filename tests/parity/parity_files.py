@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-_DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "parity" / "fixtures"
-FOLDER = Path(os.environ.get("ADAPT_PARITY_DIR") or _DEFAULT)
+DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "parity" / "fixtures"
+FOLDER = Path(os.environ.get("ADAPT_PARITY_DIR") or DEFAULT)
 
 needs_fixtures = pytest.mark.skipif(
     not FOLDER.is_dir(), reason=f"parity fixtures not found at {FOLDER}; set ADAPT_PARITY_DIR"

@@ -1,5 +1,7 @@
 """Whole runs of DiffBIR's second stage with the fixtures' networks and recorded noises."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -19,16 +21,14 @@ from tests.parity.tiny_diffbir import Replay, tiny_prior, tiny_sizes
 
 pytestmark = needs_fixtures
 
-FINAL = {
-    "v1v2_eps_ddim5": solvers.ddim,
-    "v1v2_eps_dpmpp_m2_5": solvers.dpmpp_2m,
-    "v1v2_eps_edm_euler_5": solvers.edm_euler,
-    "v21_v_ddim5": solvers.ddim,
-    "v21_v_dpmpp_m2_5": solvers.dpmpp_2m,
-    "v21_v_edm_euler_5": solvers.edm_euler,
-    "v21_v_edm_heun_5": solvers.edm_heun,
-    "v21_v_edm_dpm++_2m_5": solvers.edm_dpmpp_2m,
+SOLVERS = {
+    "ddim": solvers.ddim,
+    "dpmpp_m2_": solvers.dpmpp_2m,
+    "edm_euler_": solvers.edm_euler,
+    "edm_heun_": solvers.edm_heun,
+    "edm_dpm++_2m_": solvers.edm_dpmpp_2m,
 }
+"""By their names in `samplers_final`, between the version and the number of steps."""
 
 
 def denoiser(version: str, guided: bool = True, rescale: bool = False) -> Denoiser:
@@ -73,6 +73,7 @@ def test_spaced_run(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in names("guided_*") if "rgb" in name])
 def test_guided_run(name: str) -> None:
     run, inputs, network = tensors(name), tensors("diffbir_traj_inputs"), denoiser("v1v2")
+    assert float(run["cfg_scale"]) == config("diffbir")["cfg_scale"]
     prior, steps = network.prior, len(run["timesteps"])
     guidance = RestorationGuidance(
         prior.decode,
@@ -91,17 +92,21 @@ def test_guided_run(name: str) -> None:
     assert noise.used_up
 
 
+def final_latents() -> list[str]:
+    """The recorded runs; none when the fixtures are absent."""
+    return sorted(arrays("samplers_final")) if names("samplers_final") else []
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", sorted(FINAL))
+@pytest.mark.parametrize("name", final_latents())
 def test_final_latents_of_other_solvers(name: str) -> None:
-    recorded = tensors("samplers_final")
-    if name not in recorded:
-        pytest.skip(f"{name} is not in this set of fixtures")
-    network = denoiser("v21" if name.startswith("v21") else "v1v2")
+    found = re.fullmatch(r"(v1v2_eps|v21_v)_(.*?)(\d+)", name)
+    assert found and found[2] in SOLVERS, name
+    network = denoiser(found[1].split("_")[0])
     start = tensors("diffbir_traj_inputs")["x_T"]
-    final = FINAL[name](network.output, network.prior.schedule, start, 5, torch.zeros_like)
+    final = SOLVERS[found[2]](network.output, network.prior.schedule, start, int(found[3]), torch.zeros_like)
     # Heun's corrections at these random networks grow to 60 times the start; the fixtures allow 1e-3.
-    assert relative(final, recorded[name]) < (1e-3 if "heun" in name else 1e-4)
+    assert relative(final, tensors("samplers_final")[name]) < (1e-3 if "heun" in name else 1e-4)
 
 
 @torch.no_grad()
@@ -137,7 +142,8 @@ def test_the_stochastic_solver_of_third_order() -> None:
 )
 def test_from_the_cleaned_image_to_eight_bits(name: str, changes: dict) -> None:
     run = tensors(name)
-    settings = Settings(steps=4, guidance=config("diffbir")["cfg_scale"], **changes)
+    before = 2 if "augmentation" in changes else 1  # noises of the start, and of the condition
+    settings = Settings(steps=len(run["noises"]) - before, guidance=config("diffbir")["cfg_scale"], **changes)
     noise, multiple = Replay(run["noises"]), image_multiple(tiny_sizes())
     result = restore(tiny_prior("v1v2"), run["clean01"], settings, noise, multiple, run["c_txt_pos"], run["c_txt_neg"])
     assert noise.used_up

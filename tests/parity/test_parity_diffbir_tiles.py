@@ -27,7 +27,10 @@ def tiled() -> TiledDenoiser:
         recorded["tile_c_txt_neg"],
         config("diffbir")["cfg_scale"],
     )
-    return TiledDenoiser(denoiser, tile=16, stride=8)
+    height, width = recorded["tile_x"].shape[-2:]  # the grid of the run is one of the recorded ones
+    grids = (re.fullmatch(rf"windows_h{height}_w{width}_tile(\d+)_stride(\d+)", name) for name in recorded)
+    tile, stride = next(map(int, grid.groups()) for grid in grids if grid)
+    return TiledDenoiser(denoiser, tile=tile, stride=stride)
 
 
 def test_windows() -> None:

@@ -61,6 +61,7 @@ def test_guided_run(name: str) -> None:
     run, inputs = tensors(name), tensors("diffbir_traj_inputs")
     schedule, vae = diffbir_schedule("v1v2"), tiny_vae()
     chain = recorded_chain(run, schedule)
+    assert 3000 * float(run["g_scale"]) == pytest.approx(float(run["kappa"]))
     guidance = guided_settings(name, run, chain, vae)
     noises = iter([run[key] for key in sorted(run) if key.startswith("noise_")])
     losses = iter(run["loss"].tolist())
