@@ -123,6 +123,15 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path
     assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
 
 
+def test_a_download_goes_through_the_proxy_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url.rpartition("/")[0])
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    elsewhere = "http://weights.invalid/tiny.safetensors"
+    assert fetch_weights(row(elsewhere), quiet).read_bytes() == CONTENT
+    assert server.asked == [elsewhere]
+
+
 @pytest.mark.parametrize(
     ("load", "weights"),
     [

@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.ranges: list[str | None] = []
+        self.asked: list[str] = []
 
     @property
     def url(self) -> str:
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
+        self.server.asked.append(self.path)
         start = 0
         if asked and self.headers.get("If-Range") == self.server.etag:
             start = int(asked.removeprefix("bytes=").rstrip("-"))
