@@ -124,6 +124,7 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path
 
 
 def test_a_download_goes_through_the_proxy_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # the first download of a process reads the environment
     monkeypatch.setenv("http_proxy", server.url.rpartition("/")[0])
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
