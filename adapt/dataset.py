@@ -16,6 +16,7 @@ from recipes.schema import Finetune
 from restorers.degradations import luma, resize
 
 Degrade = Callable[[Tensor, Generator], Tensor]
+CPU = torch.device("cpu")
 
 
 class ImageBank:
@@ -125,12 +126,12 @@ def colored_like(photos: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a round teaches with.
+    """What a round teaches with; the images lie on the CPU, as thousands of 512 px fit into no GPU.
 
     Attributes:
         bank: clean faces.
         reals: clean faces that the adversary holds against what is restored.
-        camera: the learned camera, or None when the recipe does without.
+        camera: the learned camera, where the network trains, or None when the recipe does without.
         photos: accepted photos `[N, 3, S, S]`.
         means: their pseudo targets.
         draws: their pseudo targets, one candidate.
@@ -161,8 +162,8 @@ def seen_in_batch(lessons: Lessons, settings: Finetune) -> int:
     return round(settings.batch * settings.camera_share) if lessons.camera is not None else 0
 
 
-def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Batch:
-    """Composes one micro-batch in the shares of the recipe.
+def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator, device: torch.device = CPU) -> Batch:
+    """Composes one micro-batch on `device`, in the shares of the recipe.
 
     A clean face is mirrored before the camera sees it, as a camera may be directional; a photo and its target are only
     where the recipe says so.
@@ -170,15 +171,15 @@ def draw_batch(lessons: Lessons, settings: Finetune, generator: Generator) -> Ba
     seen = seen_in_batch(lessons, settings)
     parts = []
     if seen and lessons.camera is not None:
-        clean = lessons.bank.draw(seen, generator, settings.mirror != "none").to(lessons.photos)
+        clean = lessons.bank.draw(seen, generator, settings.mirror != "none").to(device)
         parts.append(Batch(lessons.camera(clean, generator), clean, clean, torch.ones_like(clean[:, :1])))
     if settings.batch > seen:
         index = torch.randint(len(lessons.photos), (settings.batch - seen,), generator=generator)
         weight = lessons.confidence if settings.confidence else torch.ones_like(lessons.confidence)
         rows = [tensor[index] for tensor in (lessons.photos, lessons.means, lessons.draws, weight)]
         if settings.mirror == "all":
-            mirrored = _half(len(index), generator, flip=True).to(lessons.photos.device)
+            mirrored = _half(len(index), generator, flip=True)
             rows = [torch.where(mirrored, row.flip(-1), row) for row in rows]
-        parts.append(Batch(*rows))
+        parts.append(Batch(*(row.to(device) for row in rows)))
     names = ("lq", "target", "sharp", "confidence")
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

@@ -48,7 +48,7 @@ def finetune(
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(accelerator.device.type, enabled=False):
-            batch = draw_batch(lessons, settings, generator)
+            batch = draw_batch(lessons, settings, generator, accelerator.device)
         restored = net(batch.lq.contiguous(memory_format=layout)).float()
         terms = {"pixel": settings.pixel * pixel_loss(restored, batch.target, batch.confidence)}
         if settings.perceptual:

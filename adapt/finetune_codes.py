@@ -38,7 +38,7 @@ def finetune_codes(
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(accelerator.device.type, enabled=False):
-            batch = draw_batch(lessons, settings, generator)
+            batch = draw_batch(lessons, settings, generator, accelerator.device)
             numbers, codes = codes_of(judge, batch.sharp)
         scores, features = net(batch.lq)
         entropy, distance = code_losses(scores, features, numbers, codes)

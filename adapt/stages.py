@@ -92,10 +92,9 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
     lq = photos[[position[targets.faces[index].id] for index in kept]]
     chosen = [targets.targets[index] for index in kept]
     means = torch.stack([target.mean for target in chosen])
-    bank = clean_bank(job, means).to(job.device)
-    lq, means = lq.to(job.device), means.to(job.device)
-    draws = torch.stack([target.draw for target in chosen]).to(job.device)
-    confidence = torch.stack([target.confidence for target in chosen]).to(job.device)
+    bank = clean_bank(job, means)
+    draws = torch.stack([target.draw for target in chosen])
+    confidence = torch.stack([target.confidence for target in chosen])
     # Where a photo shows no colour the clean side has none; a tint is the camera's, and the restorer must remove it.
     color = has_color(lq)
     bank, means, draws = colored_like(lq, bank), colored_where(color, means), colored_where(color, draws)
@@ -109,13 +108,14 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
                 tone = tone_change(lq, color) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
-                fitted = fit_camera(draws, lq, bank, plan, seed, advance, tone)
+                clean, seen, faces = (images.to(job.device) for images in (draws, lq, bank))
+                fitted = fit_camera(clean, seen, faces, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
-    faces = ImageBank(bank.cpu())
-    reals = faces if job.clean is None else replace(job.clean, gray=not bool(color.any()))
-    return Lessons(faces, reals, camera, lq, means, draws, confidence)
+    held = ImageBank(bank)
+    reals = held if job.clean is None else replace(job.clean, gray=not bool(color.any()))
+    return Lessons(held, reals, camera, lq, means, draws, confidence)
 
 
 def tone_change(photos: Tensor, color: Tensor) -> ToneChange:
