@@ -224,3 +224,14 @@ def test_the_same_file_is_a_restorer_to_adapt_and_survives_saving(cache):
     assert torch.equal(restorer.module(image), expected(image))
     save_restorer(restorer, cache / "saved.safetensors")
     assert torch.equal(load_file(cache / "saved.safetensors").module(image), expected(image))
+
+
+def test_tiles_see_no_black_border() -> None:
+    darkest: list[float] = []
+    net = torch.nn.Identity()
+    net.register_forward_pre_hook(lambda _, inputs: darkest.append(float(inputs[0].min())))
+    cleaner = Cleaner(net, 1, 64, "identity", "MIT", "0" * 64)
+    cleaner.tile = 128
+    image = torch.full((1, 3, 150, 170), 0.5)
+    torch.testing.assert_close(cleaner(image), image)
+    assert len(darkest) > 1 and min(darkest) == 0.5

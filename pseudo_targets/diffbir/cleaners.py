@@ -76,7 +76,9 @@ class Cleaner(nn.Module):
         height, width = target = size or (image.shape[-2], image.shape[-1])
         if self.scale > 1:
             return _resized(self._seen(image), target)
-        image = pad_to_multiple(_resized(image, target), self.multiple)
+        image = _resized(image, target)
+        if not self.tile or min(target) < self.tile:  # tiles fit the network themselves
+            image = pad_to_multiple(image, self.multiple)
         return self._seen(image)[..., :height, :width]
 
     def _seen(self, image: Tensor) -> Tensor:
