@@ -4,10 +4,11 @@
     python -m benchmarks.generation --device cpu --size 128 --batch 1 --calls 1 --reference-steps 1
 
 Weights are random, which does not change speed. *Ours* is one draw a face with a recipe's settings: few calls, one
-evaluation a call, a batch of faces; the default recipe's pseudo target takes two draws and one call more. *Reference* is
-how DiffBIR runs: 50 ancestral steps with two evaluations each, one image at a time, half precision under autocast, the
-condition encoded for both branches. Both encode, decode and fix colours; stage 1 is in neither. *Share of the ceiling*: arithmetic of UNet and IRControlNet in matrix products, convolutions and
-attention, by the time of a call, as a share of the fastest square matrix product measured in the same type.
+evaluation a call, a batch of faces; the default recipe's pseudo target takes two draws and one call more. *Reference*
+is how DiffBIR runs: 50 ancestral steps with two evaluations each, one image at a time, half precision under autocast,
+the condition encoded for both branches. Both encode, decode and fix colours; stage 1 is in neither. *Share of the
+ceiling*: arithmetic of UNet and IRControlNet in matrix products, convolutions and attention, by the time of a call, as
+a share of the fastest square matrix product measured in the same type.
 """
 
 from __future__ import annotations
