@@ -75,7 +75,6 @@ class Adversary:
     Args:
         discriminator: one of `DISCRIMINATORS`.
         form: `hinge`, or `logistic` as in the first GAN (Goodfellow et al. 2014) and in DT-BFR's release.
-
         betas: of AdamW.
 
     The discriminator's gradients never mix with the restorer's: each has its own backward pass, and the discriminator

@@ -16,8 +16,8 @@ Captioner = Callable[[Tensor], list[str]]
 """Photos `[B, 3, H, W]` in `[0, 1]` -> a caption each."""
 
 QUESTION = "Describe this photo in one short sentence."
-GREEDY = {"max_new_tokens": 64, "generate_kwargs": {"do_sample": False}}  # the same photo has the same caption
-"""Tokens of a caption; a text tower reads 77 with the prompt."""
+GREEDY = {"max_new_tokens": 64, "generate_kwargs": {"do_sample": False}}
+"""The same photo has the same caption, and a text tower reads 77 tokens with the prompt."""
 # transformers has renamed the task; the newer one takes a question.
 TASKS = ("image-text-to-text", "image-to-text")
 

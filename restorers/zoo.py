@@ -175,7 +175,7 @@ def _forbidden(what: str, licence: str) -> ZooError:
 def load_file(path: Path) -> LoadedRestorer:
     """Loads a file of weights: a compact restorer directly, every other layout through spandrel.
 
-    Licence and source are what the file says of itself, or what is known of a published file of its hash or name.
+    The licence is what the file says of itself, or that of the published file of its hash or name.
 
     Raises:
         ZooError: the file cannot be read or holds no RGB restorer.
