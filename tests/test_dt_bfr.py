@@ -107,7 +107,7 @@ def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
     with pytest.raises(WeightsMissingError, match="adapt weights fetch ffhq512"):
         weights_path(FFHQ512)
-    with pytest.raises(WeightsError, match="adapt weights import FILE"):
+    with pytest.raises(WeightsError, match=f"adapt weights import {FFHQ512.file}"):
         load_prior("ffhq512")
 
 

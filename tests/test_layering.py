@@ -19,8 +19,8 @@ ALLOWED = {
     "recipes": set(),
 }
 # Heavy or optional: imported inside the function that needs them, so that nothing else pays for or requires them.
-LAZY = {"basicsr", "facexlib", "mlflow", "onnx", "onnxruntime", "onnxscript", "pillow_heif", "piq", "ray", "spandrel",
-        "spandrel_extra_arches", "torchvision"}
+LAZY = {"basicsr", "facexlib", "mlflow", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "pillow_heif", "piq", "ray",
+        "spandrel", "spandrel_extra_arches", "torchvision"}
 HOMES = {
     "mlflow": {"adapt/tracking.py", "adapt/tracking_mlflow.py"},
     "ray": {"adapt/cluster.py", "adapt/cluster_ray.py", "adapt/tuning.py"},
@@ -30,7 +30,7 @@ NOT_WHEN_SERVING = {"diffusers", "accelerate", "transformers", "ray", "mlflow", 
 
 
 # Distributions whose import name is another.
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "pillow_heif": "pillow-heif",
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "onnx_ir": "onnx-ir", "pillow_heif": "pillow-heif",
                  "spandrel_extra_arches": "spandrel-extra-arches", "yaml": "pyyaml"}
 
 
