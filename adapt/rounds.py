@@ -27,6 +27,11 @@ class Adapted:
     restorer: LoadedRestorer
     rounds: tuple[RoundReport, ...]
 
+    @property
+    def changed(self) -> bool:
+        """Whether a round was kept; otherwise the restorer is the one that was given."""
+        return any(report.judgement.accepted for report in self.rounds)
+
 
 def adapt(job: Job) -> Adapted:
     """Runs rounds until one is not better on held-out photos, or the recipe's number is reached."""

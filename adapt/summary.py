@@ -36,7 +36,9 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     root = job.workspace.root
     files = {name: root / name for name in ("restorer.safetensors", "restorer.onnx", "model_card.md", "report.html")}
     with job.narrator.stage("export and report", 1) as advance:
-        spec = replace(adapted.restorer.spec, licence=inherited_licence(adapted.restorer.spec.licence, _parts(job)))
+        spec = adapted.restorer.spec
+        if adapted.changed:
+            spec = replace(spec, licence=inherited_licence(spec.licence, _parts(job)))
         save_restorer(replace(adapted.restorer, spec=spec), files["restorer.safetensors"])
         try:
             export_onnx(
@@ -89,7 +91,7 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
         restorer=job.restorer.spec.name,
         prior=job.prior,
         seconds=seconds,
-        adapted=any(report.judgement.accepted for report in adapted.rounds),
+        adapted=adapted.changed,
         distance_to_base=distance(job.restorer.module, adapted.restorer.module),
         files={"restorer": root / "restorer.safetensors"} | ({"onnx": onnx} if onnx.is_file() else {}),
     )

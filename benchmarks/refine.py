@@ -22,10 +22,10 @@ from torch import Tensor
 
 from adapt.dataset import load_clean
 from adapt.evaluate import haarpsi, psnr, ssim
-from adapt.generate import consistencies
 from adapt.judge import restore_all
 from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs, sheet_of
+from adapt.prior_setup import consistencies
 from adapt.seeds import generator_of
 from benchmarks.prior import features, kid
 from pseudo_targets.embedded import load_mini, load_removal
