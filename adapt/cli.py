@@ -156,7 +156,7 @@ def recipes_command(given: list[str]) -> int:
         for name in preset_names():
             lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
             comments = [line[2:] for line in lines if line.startswith("# ")]
-            print(f"{name:12} {' '.join(comments[1:])}")
+            print(f"{name:17} {' '.join(comments[1:])}")
         return 0
     try:
         print(dump_recipe(load_recipe(options.name)), end="")
