@@ -18,8 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors import SafetensorError
+
 from adapt.errors import AdaptError, UsageError
 from adapt.photos import printable
+from pseudo_targets.downloads import WeightsError
 
 if TYPE_CHECKING:
     from adapt.restore import RestoreSummary
@@ -63,8 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except UsageError as error:
         return _failed(error, 2)
-    except AdaptError as error:
+    except (AdaptError, WeightsError) as error:
         return _failed(error, 1)
+    except (torch.OutOfMemoryError, MemoryError):
+        return _failed("out of memory: lower --set finetune.batch or generation.batch, or choose --device cpu", 1)
+    except (OSError, SafetensorError) as error:  # a full disk, a folder that may not be written
+        return _failed(_trouble_with_files(error), 1)
     except KeyboardInterrupt:
         return _failed("stopped; run the same command to continue", 1)
 
@@ -241,6 +249,12 @@ def _tell(summary: RestoreSummary, line: str) -> int:
         print(f"no face found: {printable(photo)}", file=sys.stderr)
     print(line)
     return summary.exit_code
+
+
+def _trouble_with_files(error: OSError | SafetensorError) -> str:
+    name = getattr(error, "filename", None)
+    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return f"{'' if name is None else f'{printable(name)}: '}{reason}: check the folder, its permissions and free space"
 
 
 def _failed(error: object, code: int) -> int:

@@ -118,8 +118,8 @@ class ActorPool:
 
         try:
             return None, self._ray.get(ref)
-        except RayTaskError:
-            raise
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
         except RayError as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0], None
 

@@ -14,9 +14,12 @@ from adapt.faces import Face, check_photo, number_faces, similarity_from_points
 from adapt.facexlib_nets import DETECTOR, load_net
 
 WORKING_SIDE = 640
-"""The photo's short side is brought down to this before detection, as the published face restorers do."""
+"""The photo's short side is brought down to this before detection, as the published face restorers do; DiffBIR brings
+a smaller one up to it and leaves a larger one."""
 CONFIDENCE = 0.97
 """The threshold that the published face restorers use with this detector."""
+DIFFBIR_CONFIDENCE = 0.8
+"""DiffBIR's, which is facexlib's own default."""
 
 
 class Detector(Protocol):
@@ -31,26 +34,28 @@ class FacexlibFinder:
 
     name = "facexlib"
 
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
+    def __init__(self, detector: Detector, as_diffbir: bool = False) -> None:
+        self._detector, self._as_diffbir = detector, as_diffbir
 
     @classmethod
-    def load(cls) -> FacexlibFinder:
+    def load(cls, as_diffbir: bool = False) -> FacexlibFinder:
         """Raises `AdaptError` when facexlib or its weights are missing or do not fit."""
-        return cls(load_net(_retinaface, DETECTOR))
+        return cls(load_net(_retinaface, DETECTOR), as_diffbir)
 
     def find(self, image: Tensor) -> list[Face]:
         """See `FaceFinder.find`."""
         check_photo(image)
         height, width = image.shape[-2:]
-        shrink = min(1.0, WORKING_SIDE / min(height, width))
-        shape = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+        factor = WORKING_SIDE / min(height, width)
+        factor = max(1.0, factor) if self._as_diffbir else min(1.0, factor)
+        shape = (max(1, round(height * factor)), max(1, round(width * factor)))
         photo = image.detach().float().cpu()
-        if shrink < 1:
+        if shape != (height, width):
             photo = F.interpolate(photo, shape, mode="bilinear", antialias=True, align_corners=False)
         bgr = np.ascontiguousarray((photo[0].flip(0) * 255).permute(1, 2, 0).numpy())
+        confidence = DIFFBIR_CONFIDENCE if self._as_diffbir else CONFIDENCE
         with torch.no_grad():
-            found = np.asarray(self._detector.detect_faces(bgr, conf_threshold=CONFIDENCE), np.float64).reshape(-1, 15)
+            found = np.asarray(self._detector.detect_faces(bgr, conf_threshold=confidence), np.float64).reshape(-1, 15)
         scale = torch.tensor([width / shape[1], height / shape[0]], dtype=torch.float64)
         points = (torch.from_numpy(found[:, 5:]).reshape(-1, 5, 2) + 0.5) * scale - 0.5
         return number_faces([(similarity_from_points(p), float(s)) for p, s in zip(points, found[:, 4], strict=True)])

@@ -63,10 +63,11 @@ class FaceFinder(Protocol):
         """Faces in `[1,3,H,W]` RGB [0,1], largest first; an empty list when there are none."""
 
 
-def load_finder(prefer: str = "auto") -> FaceFinder:
+def load_finder(prefer: str = "auto", as_diffbir: bool = False) -> FaceFinder:
     """The finder to use: `"facexlib"`, `"bundled"`, or `"auto"`; never downloads anything.
 
     `"auto"` takes facexlib when it is installed and its detection weights are on disk, and else the bundled finder.
+    `as_diffbir`: facexlib looks for the faces that DiffBIR restores, smaller and less sure ones too.
     Raises `UsageError` for another name and `AdaptError` when the finder asked for cannot be loaded.
     """
     if prefer not in ("auto", "facexlib", "bundled"):
@@ -78,7 +79,7 @@ def load_finder(prefer: str = "auto") -> FaceFinder:
     if prefer == "bundled" or (prefer == "auto" and not usable(DETECTOR)):
         return BundledFinder.load()
     try:
-        return FacexlibFinder.load()
+        return FacexlibFinder.load(as_diffbir)
     except AdaptError as error:
         if prefer == "facexlib":
             raise

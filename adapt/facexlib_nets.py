@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from adapt.errors import AdaptError
+from pseudo_targets.checkpoints import DAMAGED
 from restorers.downloads import cache_folder
 
 DETECTOR = "detection_Resnet50_Final.pth"
@@ -60,7 +61,7 @@ def load_net(build: Callable[[], M], name: str) -> M:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+    except (*DAMAGED, pickle.UnpicklingError) as error:
         what, kind = type(net).__name__, type(error).__name__
         raise AdaptError(f"{path}: not the weights of facexlib's {what} ({kind}); fetch it again") from error
     return net.eval().requires_grad_(False)

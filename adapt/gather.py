@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
-from adapt.faces import FaceFinder, align, aligned_face
-from adapt.photos import find_photos, printable, read_photo, write_photo
+from adapt.faces import Face, FaceFinder, align, aligned_face
+from adapt.photos import Photo, find_photos, printable, read_photo, write_photo
 from adapt.workspace import write_json
 from recipes.schema import Faces
+
+FEWEST_TARGETS = 4
+"""A camera cannot be fitted on fewer pairs."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,19 @@ class FaceRecord:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What was found in the folder."""
+    """What was found in the folder.
+
+    Attributes:
+        photos: how many could be read.
+        faces: those that are used.
+        refused: (photo, why it is not used).
+        notes: (photo or folder, what was done otherwise than one may expect).
+    """
 
     photos: int
     faces: tuple[FaceRecord, ...]
     refused: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...] = ()
 
     def teaching(self) -> list[FaceRecord]:
         """Faces that may teach."""
@@ -66,7 +77,7 @@ def gather(
         on_photo: called with (done, total).
 
     Raises:
-        AdaptError: nothing to work with, or too few faces.
+        AdaptError: nothing to work with, too few faces, or a crop cannot be written.
     """
     record = folder / "faces.json"
     if record.is_file():
@@ -77,23 +88,29 @@ def gather(
     faces: list[FaceRecord] = []
     for number, photo in enumerate(found.photos, start=1):
         try:
-            faces += _faces_of(photo.path, photo.sha256, folder, settings, finder)
+            image, transforms = _faces_of(photo.path, finder)
         except AdaptError as error:
             refused.append((printable(photo.path), str(error)))
+        else:  # a crop that cannot be written is no fault of the photo
+            faces += _write_crops(photo, image, transforms, folder, settings.size)
         on_photo(number, len(found.photos))
     with_faces = {face.photo for face in faces}
     told = {path for path, _ in refused}
     names = [printable(photo.path) for photo in found.photos]
     refused += [(name, "no face found") for name in names if name not in with_faces | told]
     kept = _split(sorted(faces, key=lambda face: face.id)[: settings.maximum], settings)
-    if len(kept) < settings.minimum:
-        raise AdaptError(
-            f"{printable(inputs)}: {len(kept)} faces in {len(found.photos)} photos, "
-            f"expected at least {settings.minimum}: "
-            "a camera cannot be learned, nor the result judged, from fewer; add photos"
-            + ("" if finder is None else " (or --aligned if each photo is one aligned face)")
-        )
-    gathered = Gathered(len(found.photos), tuple(kept), tuple(refused))
+    kept_photos = {face.photo for face in kept}
+    refused += [
+        (name, f"its faces are beyond faces.maximum, which is {settings.maximum}")
+        for name in names
+        if name in with_faces - kept_photos
+    ]
+    _refuse_too_few(printable(inputs), kept, len(found.photos), settings, finder is not None)
+    notes = [(printable(path), note) for path, note in found.notes]
+    if len(kept) < len(faces):
+        left = f"{len(faces) - len(kept)} of {len(faces)} faces are left out: faces.maximum is {settings.maximum}"
+        notes.append((printable(inputs), left))
+    gathered = Gathered(len(found.photos), tuple(kept), tuple(refused), tuple(notes))
     write_json(record, asdict(gathered))
     return gathered
 
@@ -103,22 +120,42 @@ def load_crops(folder: Path, faces: Sequence[FaceRecord]) -> Tensor:
     return torch.cat([read_photo(folder / "faces" / f"{face.id}.png") for face in faces])
 
 
-def _faces_of(path: Path, sha256: str, folder: Path, settings: Faces, finder: FaceFinder | None) -> list[FaceRecord]:
+def _refuse_too_few(inputs: str, faces: Sequence[FaceRecord], photos: int, settings: Faces, found: bool) -> None:
+    if len(faces) < settings.minimum:
+        raise AdaptError(
+            f"{inputs}: {len(faces)} faces in {photos} photos, expected at least {settings.minimum}: "
+            "a camera cannot be learned, nor the result judged, from fewer; add photos"
+            + (" (or --aligned if each photo is one aligned face)" if found else "")
+        )
+    teaching = sum(not face.held_out for face in faces)
+    if teaching < FEWEST_TARGETS or teaching == len(faces):  # few photos of many faces
+        raise AdaptError(
+            f"{inputs}: of {len(faces)} faces {teaching} are left to teach once whole photos are set apart to judge, "
+            f"expected at least {FEWEST_TARGETS}, and one that judges; add photos, or change --set faces.held_out"
+        )
+
+
+def _faces_of(path: Path, finder: FaceFinder | None) -> tuple[Tensor, Sequence[Face]]:
+    """A photo `[1, 3, H, W]` and the faces in it."""
     image = read_photo(path)
     height, width = image.shape[-2:]
-    found = [aligned_face(width, height)] if finder is None else finder.find(image)
+    return image, [aligned_face(width, height)] if finder is None else finder.find(image)
+
+
+def _write_crops(photo: Photo, image: Tensor, faces: Sequence[Face], folder: Path, size: int) -> list[FaceRecord]:
     records = []
-    for face in found:
-        name = f"{sha256[:16]}-{face.index}"
-        write_photo(folder / "faces" / f"{name}.png", align(image, face, settings.size))
-        records.append(FaceRecord(name, printable(path), sha256, face.index, face.matrix, False))
+    for face in faces:
+        name = f"{photo.sha256[:16]}-{face.index}"
+        write_photo(folder / "faces" / f"{name}.png", align(image, face, size))
+        records.append(FaceRecord(name, printable(photo.path), photo.sha256, face.index, face.matrix, False))
     return records
 
 
 def _split(faces: list[FaceRecord], settings: Faces) -> list[FaceRecord]:
     """Holds out whole photos, chosen by content hash: the same photo is held out in whatever folder it lies."""
     order = sorted({face.sha256 for face in faces}, key=lambda sha: hashlib.sha256(f"held out {sha}".encode()).digest())
-    held = set(order[: max(2, round(settings.held_out * len(order)))])
+    count = max(2, round(settings.held_out * len(order)))
+    held = set(order[: min(count, len(order) - 1)])  # at least one photo teaches
     return [FaceRecord(**{**asdict(face), "held_out": face.sha256 in held}) for face in faces]
 
 
@@ -127,4 +164,5 @@ def _read(record: Path) -> Gathered:
     faces = tuple(
         FaceRecord(**{**face, "matrix": tuple(tuple(row) for row in face["matrix"])}) for face in values["faces"]
     )
-    return Gathered(values["photos"], faces, tuple((path, reason) for path, reason in values["refused"]))
+    refused, notes = (tuple((path, reason) for path, reason in values[kind]) for kind in ("refused", "notes"))
+    return Gathered(values["photos"], faces, refused, notes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +17,7 @@ from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
 from pseudo_targets.dt_bfr import noise_from, released_path, released_pseudo_target
 from pseudo_targets.embedded import load_quality
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
+from pseudo_targets.priors import Prior
 from pseudo_targets.sampling import Trajectory, conditional_mean, draw, refine
 from pseudo_targets.zoo import load_prior
 from recipes.schema import Gate, Generation
@@ -44,6 +46,29 @@ class BankTask:
     seeds: tuple[int, ...]
 
 
+class PriorShelf:
+    """Keeps a prior that was read and placed for the next stage of the same process; empty where it travels to."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Prior, nn.Module | None] | None = None
+
+    def take(self, place: Callable[[], tuple[Prior, nn.Module | None]]) -> tuple[Prior, nn.Module | None]:
+        """What is kept, or what `place` returns, which is kept from then on."""
+        if self._held is None:
+            self._held = place()
+        return self._held
+
+    def clear(self) -> None:
+        """Frees the device for what trains."""
+        self._held = None
+        gc.collect()  # hooks that bring a network to the device and back refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __reduce__(self) -> tuple[type[PriorShelf], tuple[()]]:
+        return PriorShelf, ()
+
+
 @dataclass(frozen=True)
 class WorkerFactory:
     """Builds a worker wherever it is called; everything in it travels to other machines."""
@@ -55,6 +80,8 @@ class WorkerFactory:
     device: str
     cleaner: nn.Module | None = None
     """Published stage 1 of the prior; None is the embedded degradation removal."""
+    shelf: PriorShelf = field(default_factory=PriorShelf)
+    """Of all stages of one job, which share prior, settings and device."""
 
     def target_worker(self) -> Callable[[TargetTask], list[PseudoTarget]]:
         """Loads the prior once; the call makes pseudo targets."""
@@ -71,7 +98,9 @@ class Worker:
     def __init__(self, plan: WorkerFactory) -> None:
         self.plan = plan
         self.device = torch.device(plan.device)
-        self.prior, cleaner = placed(load_prior(plan.prior), plan.cleaner, plan.generation, self.device)
+        self.prior, cleaner = plan.shelf.take(
+            lambda: placed(load_prior(plan.prior), plan.cleaner, plan.generation, self.device)
+        )
         self.quality = load_quality().to(self.device)
         self.restorer = plan.restorer.to(self.device).eval()
         removal = self.quality.removal if cleaner is None else cleaner
@@ -110,7 +139,8 @@ class Worker:
             if settings.sampler == "dt_bfr":
                 image = self.released(reference, task.start, generators)
             elif settings.sampler == "diffbir":
-                negative = None if self.texts is None else self.texts.negative()
+                guided = self.texts is not None and settings.diffbir.prompt_scale != 1
+                negative = self.texts.negative() if guided and self.texts is not None else None
                 image = sampled_as_diffbir(self.prior, reference, settings, generators, context, negative)
             else:
                 image = refine(self.prior, reference, trajectory, keep, generators, context)

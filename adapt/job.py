@@ -15,8 +15,9 @@ from adapt.console import Narrator
 from adapt.dataset import CleanFolder, open_clean
 from adapt.errors import AdaptError, UsageError
 from adapt.faces import load_finder
+from adapt.facexlib_nets import DETECTOR, RECOGNITION, usable
 from adapt.gather import Gathered, gather
-from adapt.options import JobOptions, checked, cleaner_of
+from adapt.options import Checked, JobOptions, checked, cleaner_of
 from adapt.photos import printable
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
@@ -25,10 +26,9 @@ from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
 from pseudo_targets.diffbir.cleaners import Cleaner
-from pseudo_targets.embedded import load_quality
+from pseudo_targets.embedded import embedded_sha256, load_quality
 from recipes.load import dump_recipe
 from recipes.schema import Recipe
-from restorers.zoo import LoadedRestorer
 
 
 def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
@@ -39,22 +39,22 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
         AdaptError: the job failed; what was finished is kept and the same command continues.
     """
     narrator = narrator or Narrator()
-    recipe, restorer = checked(options, narrator)
-    cleaner = cleaner_of(options, recipe, narrator)
-    key = _key(options, recipe, restorer, cleaner)
+    asked = checked(options, narrator)
+    cleaner = cleaner_of(options, asked.recipe, narrator)
+    key = _key(options, asked, cleaner)
     root = options.output or Path("adapt_runs") / f"{options.inputs.resolve().name or 'photos'}-{key}"
     workspace = Workspace(root)
     _refuse_foreign_folder(root, key)
     if workspace.done.is_file():
         narrator.say(f"already finished; {_ending(workspace)}")
         return root
-    root.mkdir(parents=True, exist_ok=True)
+    _make_folder(root)
     try:
         with FileLock(root / ".lock", timeout=0):
-            _run(options, recipe, restorer, cleaner, key, workspace, narrator)
+            _run(options, asked, cleaner, key, workspace, narrator)
     except Timeout as error:
         raise AdaptError(
-            f"{root}: another adapt process works on this run; wait for it, or choose another --output"
+            f"{printable(root)}: another adapt process works on this run; wait for it, or choose another --output"
         ) from error
     narrator.say(_ending(workspace))
     return root
@@ -67,20 +67,19 @@ def run_key(options: JobOptions) -> str:
         UsageError: an option or setting cannot be used.
     """
     narrator = Narrator()
-    recipe, restorer = checked(options, narrator)
-    return _key(options, recipe, restorer, cleaner_of(options, recipe, narrator))
+    asked = checked(options, narrator)
+    return _key(options, asked, cleaner_of(options, asked.recipe, narrator))
 
 
 def _run(
     options: JobOptions,
-    recipe: Recipe,
-    restorer: LoadedRestorer,
+    asked: Checked,
     cleaner: Cleaner | None,
     key: str,
     workspace: Workspace,
     narrator: Narrator,
 ) -> None:
-    started = time.monotonic()
+    started, recipe, restorer = time.monotonic(), asked.recipe, asked.restorer
     for leftover in workspace.root.rglob(".tmp-*"):  # of a process that was killed while writing
         leftover.unlink()
     device = choose_device(options.device)
@@ -106,6 +105,7 @@ def _run(
             narrator,
             device,
             cleaner,
+            asked.prior_licence,
         )
         adapted: Adapted = adapt(job)
         # A run that was stopped has spent more than this process knows of.
@@ -133,19 +133,25 @@ def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator:
     for path, reason in gathered.refused[:5]:
         narrator.say(f"  not used: {path}: {reason}")
     if len(gathered.refused) > 5:
-        narrator.say(f"  ... {len(gathered.refused) - 5} more in {workspace.manifest}")
+        narrator.say(f"  ... {len(gathered.refused) - 5} more in {printable(workspace.manifest)}")
+    for path, note in gathered.notes[-5:]:  # what concerns the whole folder comes last
+        narrator.say(f"  note: {path}: {note}")
     return gathered
 
 
-def _key(options: JobOptions, recipe: Recipe, restorer: LoadedRestorer, cleaner: Cleaner | None) -> str:
-    """What makes two runs the same: the photos, the recipe, the restorer, the prior and its own stage 1."""
+def _key(options: JobOptions, asked: Checked, cleaner: Cleaner | None) -> str:
+    """What makes two runs the same: the photos, the recipe and every network that has a part in it."""
     parts = [
         fingerprint(options.inputs),
-        recipe.model_dump_json(),
+        asked.recipe.model_dump_json(),
         str(options.aligned),
         "" if options.clean is None else fingerprint(options.clean),
-        restorer.spec.sha256,
+        asked.restorer.spec.sha256,
         options.prior,
+        asked.prior_sha256,
+        embedded_sha256(),
+        # Where facexlib is here it finds the faces, and identity is one of the gate's limits.
+        str([usable(DETECTOR), usable(RECOGNITION)]),
     ]
     if cleaner is not None:
         parts.append(cleaner.weights_sha256)
@@ -157,12 +163,29 @@ def _refuse_foreign_folder(root: Path, key: str) -> None:
     if root.exists() and not root.is_dir():
         raise UsageError(f"--output {printable(root)}: is a file, expected a folder")
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8"))["key"] != key:
+        if _key_in(record) != key:
             raise UsageError(
                 f"--output {printable(root)}: holds a run of other photos or settings; choose another folder"
             )
     elif root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise UsageError(f"--output {printable(root)}: is not empty and holds no run; choose another folder")
+
+
+def _key_in(record: Path) -> str | None:
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:  # another program's
+        return None
+    return values.get("key") if isinstance(values, dict) else None
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{printable(root)}: the run's folder cannot be made: {error.strerror}; choose another --output"
+        ) from error
 
 
 def _clean(options: JobOptions, recipe: Recipe) -> CleanFolder | None:
@@ -194,8 +217,8 @@ def _ending(workspace: Workspace) -> str:
     onnx = " (and .onnx)" if (workspace.root / "restorer.onnx").is_file() else ""
     lines = [
         "the restorer was adapted to this camera" if record["adapted"] else unchanged,
-        f"restorer: {workspace.root / 'restorer.safetensors'}{onnx}",
-        f"report: {(workspace.root / 'report.html').resolve()}",
+        f"restorer: {printable(workspace.root / 'restorer.safetensors')}{onnx}",
+        f"report: {printable((workspace.root / 'report.html').resolve())}",
     ]
     if record["tracking_uri"]:
         lines.append(f"runs: {ui_command(record['tracking_uri'])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,10 +16,14 @@ from recipes.schema import Judge
 
 Restore = Callable[[Tensor], Tensor]
 
+PIXELS_AT_ONCE = 16 * 128 * 128
+"""As a network that enlarges inside needs gigabytes for each megapixel."""
+
 
 @torch.no_grad()
-def restore_all(restore: Restore, photos: Tensor, batch: int = 16) -> Tensor:
+def restore_all(restore: Restore, photos: Tensor) -> Tensor:
     """Restores `[N, 3, S, S]` in batches, clamped to `[0, 1]`, where the photos lie; a network may lie elsewhere."""
+    batch = max(1, PIXELS_AT_ONCE // (photos.shape[-2] * photos.shape[-1]))
     place = next(restore.parameters(), photos).device if isinstance(restore, nn.Module) else photos.device
     return torch.cat([restore(part.to(place)).clamp(0, 1).to(photos.device) for part in photos.split(batch)])
 
@@ -64,8 +69,12 @@ def judge(before: dict[str, Tensor], after: dict[str, Tensor], limits: Judge, se
     agree = differences["agreement"]
     gains = {name: difference for name, difference in differences.items() if name != "agreement"}
     found = ", ".join(f"{name} {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" for name, gain in gains.items())
+    if not all(math.isfinite(difference.mean) for difference in differences.values()):
+        return Judgement(differences, harm, False, f"the new restorer gives no finite scores: {found}")
     if not limits.enabled:
         return Judgement(differences, harm, True, f"kept without judging: {found}")
+    if gains[telling].count < 2:
+        return Judgement(differences, harm, False, f"one held-out photo cannot judge: {found}")
     if gains[telling].low <= 0:
         return Judgement(differences, harm, False, f"not better on held-out photos: {found}")
     # Nearness to clean faces ranks small changes wrongly, as smoother is not always worse; it speaks of large ones.

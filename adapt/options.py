@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -42,14 +43,23 @@ class JobOptions:
     device: str = "auto"
 
 
-def checked(options: JobOptions, narrator: Narrator) -> tuple[Recipe, LoadedRestorer]:
-    """The recipe and the restorer of a job that can be done.
+class Checked(NamedTuple):
+    """What a job that can be done works with; the prior is loaded again where it is needed."""
+
+    recipe: Recipe
+    restorer: LoadedRestorer
+    prior_sha256: str
+    prior_licence: str
+
+
+def checked(options: JobOptions, narrator: Narrator) -> Checked:
+    """The recipe, the restorer and the prior of a job that can be done.
 
     Raises:
         UsageError: something cannot be; all that is wrong, at once.
     """
     faults = []
-    recipe = restorer = None
+    recipe = restorer = prior = None
     try:
         recipe = _teachable(load_recipe(options.recipe, options.overrides), narrator)
     except RecipeError as error:
@@ -69,9 +79,15 @@ def checked(options: JobOptions, narrator: Narrator) -> tuple[Recipe, LoadedRest
     except (UnknownPriorError, WeightsError) as error:
         faults.append(f"--prior: {error}")
     faults += _wrong_paths(options)
-    if faults or recipe is None or restorer is None:
+    if recipe is not None and recipe.finetune.precision == "fp16" and not _on_gpu(options.device):
+        faults.append("finetune.precision fp16: a CPU does not train in it, expected auto, no or bf16")
+    if faults or recipe is None or restorer is None or prior is None:
         raise UsageError("; ".join(faults))
-    return recipe, restorer
+    return Checked(recipe, restorer, prior.weights_sha256, prior.licence)
+
+
+def _on_gpu(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _wrong_paths(options: JobOptions) -> list[str]:

@@ -36,8 +36,8 @@ WRITE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused unread; 80 megapixels of uncompressed 16-bit colour stay below."""
 
-RUN_FOLDER_FILES = ("manifest.jsonl", "recipe.yaml")
-"""A folder that holds all of these is the result of a run, not input, and is skipped."""
+RUN_FOLDER_FILES = ("command.json", "recipe.yaml")
+"""A folder that holds all of these belongs to a run, finished or not, and is no input: it is skipped."""
 
 _READ_BYTES = 1 << 20
 
@@ -114,7 +114,7 @@ def find_photos(root: Path, on_photo: Callable[[int, int], None] | None = None) 
         UsageError: `root` does not exist or is a run folder.
         AdaptError: no usable photo was found; the message says what was refused first.
     """
-    candidates, refused, notes = _candidates(root)
+    candidates, refused, notes = photo_files(root)
     photos: dict[str, Photo] = {}
     duplicates: list[tuple[Path, Path]] = []
     for done, path in enumerate(candidates, start=1):
@@ -185,8 +185,12 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(_to_bytes(Path("photo"), image))
 
 
-def _candidates(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Sorted files to look at, what is refused by its place alone, and notes."""
+def photo_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """Sorted files that `find_photos` looks at, what is refused by its place alone, and notes; nothing is opened.
+
+    Raises:
+        UsageError: `root` does not exist or is a run folder.
+    """
     if not os.path.lexists(root):
         raise UsageError(
             f"{printable(root)}: does not exist; expected a folder with photos or one photo; check the spelling"

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.errors import UsageError
+from adapt.errors import AdaptError, UsageError
 from adapt.face_parsing import FaceParser, load_parser
 from adapt.faces import FaceFinder, align, load_finder, paste_back
 from adapt.generate import recoloured
@@ -64,17 +64,34 @@ class PriorRestorer:
     multiple_of: int = 1
     parser: FaceParser | None = None
 
-    @torch.no_grad()
     def __call__(self, photo: Tensor) -> Tensor:
+        """Restores one photo.
+
+        Raises:
+            AdaptError: the device has not the memory, or a file that is read only now is missing or damaged.
+        """
+        try:
+            return self._restored(photo)
+        except WeightsError as error:
+            raise AdaptError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            large = " x ".join(str(round(side * self.upscale)) for side in reversed(photo.shape[-2:]))
+            raise AdaptError(
+                f"out of memory at {large} px: try --set generation.tiles.denoiser=512 "
+                "--set generation.tiles.encode=512 --set generation.tiles.decode=256 --set generation.tiles.stage1=512"
+            ) from error
+
+    @torch.no_grad()
+    def _restored(self, photo: Tensor) -> Tensor:
         height, width = (round(side * self.upscale) for side in photo.shape[-2:])
         large = _resized(photo, height, width).clamp(0, 1)
+        enough = large  # as upstream, stage 1 sees what overshoots here; faces are cut from what does not
         if min(height, width) < self.prior.resolution:
-            large = resize_short_edge(large, self.prior.resolution).clamp(0, 1)
+            enough = resize_short_edge(large, self.prior.resolution)
+            large = enough.clamp(0, 1)
         if self.rest is None:
-            return _resized(self.refined(self.cleaned(self.faces, large), photo, [0]), height, width).clamp(0, 1)
-        size = (large.shape[-2], large.shape[-1])
-        # A cleaner that enlarges is to see the photo as it is.
-        result = self.refined(self.cleaned(self.rest, photo, size), photo, [0])
+            return _resized(self.refined(self.cleaned(self.faces, enough), photo, [0]), height, width).clamp(0, 1)
+        result = self.refined(self._clean_whole(self.rest, photo, enough, (height, width)), photo, [0])
         found = [] if self.finder is None else self.finder.find(large)
         for first in range(0, len(found), self.settings.batch):
             faces = found[first : first + self.settings.batch]
@@ -86,6 +103,14 @@ class PriorRestorer:
                 result = paste_back(result, one, face, region=region)
         return _resized(result, height, width).clamp(0, 1)
 
+    def _clean_whole(self, cleaner: Cleaner, photo: Tensor, enough: Tensor, asked: tuple[int, int]) -> Tensor:
+        """Stage 1 of a whole photo at the size of `enough`; `asked` is the size of the result."""
+        if not cleaner.native:
+            return self.cleaned(cleaner, enough)
+        # One that enlarges sees the photo as it is, one for noise the photo at the size that was asked for.
+        seen = photo if cleaner.scale > 1 else _resized(photo, *asked).clamp(0, 1)
+        return self.cleaned(cleaner, seen, (enough.shape[-2], enough.shape[-1]))
+
     def cleaned(self, cleaner: Cleaner, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Stage 1, on the CPU; as upstream it keeps what overshoots."""
         return cleaner(image.to(self.device), size).cpu()
@@ -94,7 +119,8 @@ class PriorRestorer:
         """Stage 2 and colour fix, on the CPU, not clamped; `numbers` tell the draws of one photo apart."""
         clean = clean.to(self.device)
         positive = None if self.texts is None else self.texts.positive(photos)
-        negative = None if self.texts is None else self.texts.negative()
+        guided = self.texts is not None and self.settings.diffbir.prompt_scale != 1
+        negative = self.texts.negative() if guided and self.texts is not None else None
         generators = [generator_of("photo", self.seed, number) for number in numbers]
         drawn = sampled_as_diffbir(self.prior, clean, self.settings, generators, positive, negative)
         return recoloured(drawn, clean, self.settings.color_fix).cpu()
@@ -130,7 +156,7 @@ def load_prior_restorer(
         raise UsageError(f"--prior: {error}") from error
     prior, _ = placed(loaded, None, settings, device)
     texts = texts_for(name, settings, device)
-    finder = None if aligned else load_finder()
+    finder = None if aligned else load_finder(as_diffbir=True)
     parser = None if aligned else load_parser()
     return PriorRestorer(prior, settings, faces.to(device), rest, finder, device, texts, upscale, seed, parser=parser)
 

@@ -145,7 +145,8 @@ class PriorTexts:
     def positive(self, photos: Tensor) -> Tensor:
         """Contexts `[B, tokens, width]` of photos `[B, 3, S, S]`."""
         captions = [""] * len(photos) if self.caption is None else self.caption(photos)
-        return self.embed([joined(caption, self.prompt) for caption in captions])
+        words = [joined(caption, self.prompt) for caption in captions]
+        return self.embed([*words, self.negative_prompt])[: len(words)]  # all at once, as the tower is large
 
     def negative(self) -> Tensor:
         """The context to lead away from, `[1, tokens, width]`."""

@@ -24,7 +24,7 @@ class Judgement:
 
     Attributes:
         differences: score name -> paired difference, positive is better for every score.
-        harm_rate: share of held-out photos that got worse, 0 to 1.
+        harm_rate: share of held-out photos that got worse, 0 to 1; of their photographed targets, where there are any.
         accepted: whether the round's restorer replaces the one before it.
         reason: one sentence that says why.
     """

@@ -10,14 +10,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 
 from adapt.console import Narrator
-from adapt.gather import load_crops
+from adapt.gather import FEWEST_TARGETS
 from adapt.records import log, read_report, summary_line
 from adapt.results import Judgement, RoundReport
 from adapt.stages import Job, generate, judge_round, learn_camera, settle, teach
 from adapt.workspace import write_json
 from restorers.zoo import LoadedRestorer, load_file, save_restorer
-
-FEWEST_TARGETS = 4  # a camera cannot be fitted on fewer pairs
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,22 @@ def run_round(job: Job, number: int) -> RoundReport:
         return read_report(record)
     narrator = Narrator(job.narrator.console)
     job = replace(job, narrator=narrator)
-    photos = load_crops(job.workspace.root, job.gathered.teaching())
     targets = generate(job, number, job.gathered.teaching(), "pseudo targets")
-    kept = targets.accepted()
+    kept, made = targets.accepted, len(job.gathered.teaching())
     losses: tuple[dict[str, float], ...] = ()
     share = 1.0
     if len(kept) < FEWEST_TARGETS:
-        made = len(targets.targets)
         reason = f"only {len(kept)} of {made} pseudo targets could be trusted, {FEWEST_TARGETS} are needed"
         verdict = Judgement({}, 0.0, False, reason)
     else:
-        lessons = learn_camera(job, number, targets, photos)
+        lessons = learn_camera(job, number, kept)
         module, losses = teach(job, number, lessons)
         module, share = settle(job, number, lessons, module)
         save_restorer(replace(job.restorer, module=module), folder / "restorer.safetensors")
         verdict = judge_round(job, module, number, lessons)
-    refused = [target.reason.split(":")[0] for target in targets.targets if not target.accepted]
-    rejections = dict(Counter(refused + [failure for _, failure in targets.failures]))
+    rejections = dict(Counter(targets.refused))
     seconds = dict(narrator.seconds)
-    report = RoundReport(number, len(targets.targets), len(kept), rejections, losses, verdict, seconds, share)
+    report = RoundReport(number, made, len(kept), rejections, losses, verdict, seconds, share)
     log(job.tracker, report)
     write_json(record, asdict(report))
     (folder / "finetune.pt").unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +18,13 @@ from adapt.dataset import CleanFolder, ImageBank, Lessons, colored_like, colored
 from adapt.finetune import distance_of, finetune
 from adapt.finetune_codes import finetune_codes
 from adapt.gather import FaceRecord, Gathered, load_crops
-from adapt.generate import WorkerFactory, start_of
+from adapt.generate import PriorShelf, WorkerFactory, start_of
 from adapt.judge import judge, photographed_score, restore_all, scores_of
 from adapt.prior_setup import bank_start
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
 from adapt.seeds import generator_of, seed_of
-from adapt.targets import TargetSet, make_bank, make_targets, read_target
+from adapt.targets import TargetSet, make_bank, make_targets, read_target, target_file
 from adapt.tracking import Tracker
 from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
@@ -63,14 +63,15 @@ class Job:
     device: torch.device
     cleaner: Cleaner | None = None
     """Published stage 1 of the prior, where the recipe asks for one and its file is here."""
+    prior_licence: str = ""
+    shelf: PriorShelf = field(default_factory=PriorShelf)
 
 
 def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> TargetSet:
     """Stage 1, stage 2 and gate for faces; `name` is one of `FOLDERS`."""
-    photos = load_crops(job.workspace.root, faces)
-    settings = job.recipe.generation
+    settings, root = job.recipe.generation, job.workspace.root
     removal = job.quality.removal.cpu()
-    starts = [start_of(photo, removal, settings) for photo in photos]
+    starts = [start_of(load_crops(root, [face])[0], removal, settings) for face in faces]
     provenance = {
         "round": str(number),
         "prior": job.prior,
@@ -82,19 +83,17 @@ def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> T
     with job.narrator.stage(name, len(faces)) as advance:
         folder = job.workspace.round(number) / FOLDERS[name]
         seed = (job.recipe.seed, number)
-        return make_targets(faces, photos, starts, folder, factory(job), job.mapper, seed, provenance, advance)
+        return make_targets(faces, root, starts, folder, factory(job), job.mapper, seed, provenance, advance)
 
 
-def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> Lessons:
-    """Draws the clean bank and fits the camera on the accepted pairs."""
-    settings, kept = job.recipe.camera, targets.accepted()
-    position = {face.id: index for index, face in enumerate(job.gathered.teaching())}
-    lq = photos[[position[targets.faces[index].id] for index in kept]]
-    chosen = [targets.targets[index] for index in kept]
-    means = torch.stack([target.mean for target in chosen])
+def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
+    """Draws the clean bank and fits the camera on the pairs of `faces`, whose targets were accepted."""
+    settings, folder = job.recipe.camera, job.workspace.round(number) / FOLDERS["pseudo targets"]
+    lq = load_crops(job.workspace.root, faces)
+    targets = (read_target(target_file(folder, face)) for face in faces)
+    parts = zip(*((target.mean, target.draw, target.confidence) for target in targets), strict=True)
+    means, draws, confidence = (torch.stack(images) for images in parts)
     bank = clean_bank(job, means)
-    draws = torch.stack([target.draw for target in chosen])
-    confidence = torch.stack([target.confidence for target in chosen])
     # Where a photo shows no colour the clean side has none; a tint is the camera's, and the restorer must remove it.
     color = has_color(lq)
     bank, means, draws = colored_like(lq, bank), colored_where(color, means), colored_where(color, draws)
@@ -108,8 +107,8 @@ def learn_camera(job: Job, number: int, targets: TargetSet, photos: Tensor) -> L
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
                 tone = tone_change(lq, color) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
-                clean, seen, faces = (images.to(job.device) for images in (draws, lq, bank))
-                fitted = fit_camera(clean, seen, faces, plan, seed, advance, tone)
+                clean, seen, drawn = (images.to(job.device) for images in (draws, lq, bank))
+                fitted = fit_camera(clean, seen, drawn, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
             advance(settings.steps)
@@ -147,6 +146,7 @@ def clean_bank(job: Job, sources: Tensor) -> Tensor:
 def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dict[str, float], ...]]:
     """Finetunes a copy of the current restorer."""
     settings = job.recipe.finetune
+    job.shelf.clear()
     accelerator = make_accelerator(job.device, settings.precision)
     removal = job.quality.removal.to(accelerator.device)
     with job.narrator.stage("finetune", settings.steps) as advance:
@@ -183,7 +183,7 @@ def known_clean(job: Job, camera: LearnedCamera, faces: Sequence[FaceRecord], na
     They are accepted targets of the first round in every round, as those of a later one agree with the restorer that
     helped to make them; and without the camera's own tone, which it is to give them. `name` is one of `FOLDERS`.
     """
-    files = {face: job.workspace.round(1) / FOLDERS[name] / f"{face.id}.safetensors" for face in faces}
+    files = {face: target_file(job.workspace.round(1) / FOLDERS[name], face) for face in faces}
     targets = {face: read_target(path) for face, path in files.items() if path.is_file()}
     draws = {face: target.draw for face, target in targets.items() if target.accepted}
     if not draws:
@@ -203,7 +203,7 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
         if number == 1:
             generate(job, number, job.gathered.judging(), "targets to judge by")
         clean = known_clean(job, camera, job.gathered.judging(), "targets to judge by")
-        if len(clean):
+        if len(clean) > 1:
             seen = camera(clean, generator_of("judge", job.recipe.seed))
             for scores, net in zip((before, after), nets, strict=True):
                 scores["photographed"] = photographed_score(net, seen, clean)
@@ -212,6 +212,5 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
 
 def factory(job: Job) -> WorkerFactory:
     """What a worker needs to generate for this job."""
-    module = job.restorer.module.cpu()
-    cleaner = None if job.cleaner is None else job.cleaner.cpu()
-    return WorkerFactory(module, job.prior, job.recipe.generation, job.recipe.gate, job.device.type, cleaner)
+    settings, module = job.recipe.generation, job.restorer.module.cpu()
+    return WorkerFactory(module, job.prior, settings, job.recipe.gate, job.device.type, job.cleaner, job.shelf)

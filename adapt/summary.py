@@ -23,7 +23,6 @@ from adapt.stages import Job
 from adapt.targets import read_provenance, read_target
 from adapt.workspace import write_jsonl
 from pseudo_targets.camera import LearnedCamera
-from pseudo_targets.zoo import load_prior
 from recipes.load import dump_recipe
 from restorers.export import ExportError, export_onnx
 from restorers.zoo import is_non_commercial, save_restorer
@@ -203,10 +202,10 @@ def _tone_words(camera: LearnedCamera) -> str:
 
 def _parts(job: Job) -> dict[str, tuple[str, bool]]:
     """What a run is made of: the licence of each, and whether it forbids commercial use."""
-    spec, prior = job.restorer.spec, load_prior(job.prior)
+    spec, licence = job.restorer.spec, job.prior_licence
     parts = {
         f"restorer {spec.name}": (spec.licence, not spec.commercial),
-        f"prior {job.prior}": (prior.licence, is_non_commercial(prior.licence)),
+        f"prior {job.prior}": (licence, is_non_commercial(licence)),
     }
     if job.cleaner is not None:
         parts[f"stage 1 {job.cleaner.name}"] = (job.cleaner.licence, is_non_commercial(job.cleaner.licence))

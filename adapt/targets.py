@@ -12,10 +12,10 @@ from torch import Tensor
 
 from adapt.cluster import Mapper
 from adapt.errors import AdaptError
-from adapt.gather import FaceRecord
+from adapt.gather import FaceRecord, load_crops
 from adapt.generate import BankTask, TargetTask, WorkerFactory
 from adapt.seeds import seed_of
-from adapt.workspace import read_tensors, write_tensors
+from adapt.workspace import read_metadata, read_tensors, write_tensors
 from pseudo_targets.gating import PseudoTarget
 
 Advance = Callable[[int], None]
@@ -23,20 +23,35 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TargetSet:
-    """The pseudo targets of a round, in the order of `faces`; `failures` are faces whose generation failed."""
+    """What became of faces whose pseudo targets were asked for; the images stay on disk, as thousands fill a memory.
 
-    faces: tuple[FaceRecord, ...]
-    targets: tuple[PseudoTarget, ...]
-    failures: tuple[tuple[str, str], ...]
+    Attributes:
+        accepted: faces whose target may teach.
+        refused: why each of the others has none that may: a failure, or which limit of the gate it broke.
+    """
 
-    def accepted(self) -> list[int]:
-        """Indices of the targets that may teach."""
-        return [index for index, target in enumerate(self.targets) if target.accepted]
+    accepted: tuple[FaceRecord, ...]
+    refused: tuple[str, ...]
+
+
+class _Tasks(Sequence[TargetTask]):
+    """Tasks whose photos are read when they are asked for; `chunks` are (faces, start timestep)."""
+
+    def __init__(self, root: Path, chunks: Sequence[tuple[Sequence[FaceRecord], int]], seed: tuple[int, int]) -> None:
+        self.root, self.chunks, self.seed = root, chunks, seed
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> TargetTask:  # type: ignore[override]  # no slices
+        faces, start = self.chunks[index]
+        seeds = tuple(seed_of(*self.seed, face.sha256, face.index) for face in faces)
+        return TargetTask(tuple(face.id for face in faces), load_crops(self.root, faces), start, seeds)
 
 
 def make_targets(
     faces: Sequence[FaceRecord],
-    photos: Tensor,
+    root: Path,
     starts: Sequence[int],
     folder: Path,
     factory: WorkerFactory,
@@ -45,51 +60,50 @@ def make_targets(
     provenance: dict[str, str],
     advance: Advance,
 ) -> TargetSet:
-    """Generates what is missing in `folder` and reads everything back.
+    """Generates what is missing in `folder`.
 
     Batches are composed of all faces before those that exist are skipped, so an interrupted run computes what an
     uninterrupted one would.
 
     Args:
+        root: the run's folder, which holds the crops of `faces`.
+        starts: the start timestep of each face.
+        folder: where targets go, one file a face.
         seed: (recipe seed, round).
         provenance: written beside every target: round, weights and recipe hashes.
     """
-    by_start: dict[int, list[int]] = {}
-    for index, start in enumerate(starts):
-        by_start.setdefault(start, []).append(index)
+    by_start: dict[int, list[FaceRecord]] = {}
+    for face, start in zip(faces, starts, strict=True):
+        by_start.setdefault(start, []).append(face)
     size = factory.generation.batch
     chunks = [
-        (start, indices[first : first + size])
-        for start, indices in sorted(by_start.items())
-        for first in range(0, len(indices), size)
+        (alike[first : first + size], start)
+        for start, alike in sorted(by_start.items())
+        for first in range(0, len(alike), size)
     ]
-    tasks = [
-        TargetTask(
-            tuple(faces[i].id for i in indices),
-            photos[indices],
-            start,
-            tuple(seed_of(*seed, faces[i].sha256, faces[i].index) for i in indices),
-        )
-        for start, indices in chunks
-    ]
-    todo = [task for task in tasks if not all((folder / f"{face}.safetensors").exists() for face in task.faces)]
-    done = len(faces) - sum(len(task.faces) for task in todo)
+    todo = [chunk for chunk in chunks if not all(target_file(folder, face).exists() for face in chunk[0])]
+    done = len(faces) - sum(len(chunk[0]) for chunk in todo)
     advance(done)
     failures: dict[str, str] = {}
-    for outcome in mapper.map(factory.target_worker, todo):
-        task = todo[outcome.index]
+    for outcome in mapper.map(factory.target_worker, _Tasks(root, todo, seed)):
+        some, start = todo[outcome.index]
         if outcome.value is None:
-            failures.update(dict.fromkeys(task.faces, str(outcome.failure)))
+            failures.update({face.id: str(outcome.failure) for face in some})
         else:
-            for face, target in zip(task.faces, outcome.value, strict=True):
-                _write_target(folder / f"{face}.safetensors", target, {**provenance, "start_timestep": str(task.start)})
-        done += len(task.faces)
+            for face, target in zip(some, outcome.value, strict=True):
+                _write_target(target_file(folder, face), target, {**provenance, "start_timestep": str(start)})
+        done += len(some)
         advance(done)
     if failures and len(failures) == len(faces):
         raise AdaptError(f"no pseudo target could be generated: {next(iter(failures.values()))}")
-    made = [face for face in faces if face.id not in failures]
-    targets = tuple(read_target(folder / f"{face.id}.safetensors") for face in made)
-    return TargetSet(tuple(made), targets, tuple(failures.items()))
+    verdicts = {face: read_verdict(target_file(folder, face)) for face in faces if face.id not in failures}
+    limits = [reason.split(":")[0] for accepted, reason in verdicts.values() if not accepted]
+    return TargetSet(tuple(face for face, (accepted, _) in verdicts.items() if accepted), (*limits, *failures.values()))
+
+
+def target_file(folder: Path, face: FaceRecord) -> Path:
+    """Where a face's pseudo target lies in the folder of its stage."""
+    return folder / f"{face.id}.safetensors"
 
 
 def make_bank(
@@ -128,9 +142,15 @@ def read_target(path: Path) -> PseudoTarget:
     return PseudoTarget(mean, draw, confidence, record["scores"], record["accepted"], record["reason"])
 
 
+def read_verdict(path: Path) -> tuple[bool, str]:
+    """Whether a pseudo target was accepted, and why not; reads no image."""
+    record = json.loads(read_metadata(path)["record"])
+    return record["accepted"], record["reason"]
+
+
 def read_provenance(path: Path) -> dict[str, str]:
     """What a pseudo target was made with."""
-    provenance: dict[str, str] = json.loads(read_tensors(path)[1]["provenance"])
+    provenance: dict[str, str] = json.loads(read_metadata(path)["provenance"])
     return provenance
 
 

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, UsageError
 from adapt.seeds import generator_of, seed_of
 from adapt.workspace import write_torch
 
@@ -87,7 +87,13 @@ class Trained:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA where there is one, else the CPU."""
+    """The device of this name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: CUDA is asked for and not usable here.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is usable here; see `adapt doctor`")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -96,7 +102,7 @@ def choose_device(name: str) -> torch.device:
 def mixed_precision(device: torch.device) -> str:
     """`"bf16"` where the device computes in it natively, else `"no"`."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no"
 
 
@@ -132,7 +138,7 @@ def train(
     trains beside it.
 
     Raises:
-        AdaptError: a loss is not finite; the message names it.
+        AdaptError: a loss, or in the end a weight, is not finite; the message names it.
     """
     net, optimizer = _prepare(module, plan, accelerator)
     average = AveragedModel(accelerator.unwrap_model(net), multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
@@ -142,6 +148,8 @@ def train(
         "optimizer": optimizer,
         **(extras or {}),
     }
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler
     start, history = _resume(checkpoint, parts, accelerator.device)
     running: list[dict[str, float]] = []
     saved = time.monotonic()
@@ -166,6 +174,8 @@ def train(
             state = {name: part.state_dict() for name, part in parts.items()}
             write_torch(checkpoint, {**state, "step": step + 1, "history": history})
             saved = time.monotonic()
+    if not all(bool(parameter.isfinite().all()) for parameter in average.module.parameters()):
+        raise AdaptError(f"weights are not finite after {plan.steps} steps: start again with a lower learning rate")
     return Trained(copy.deepcopy(average.module).eval(), tuple(history))
 
 
@@ -213,8 +223,7 @@ def _one_step(
             if not math.isfinite(number):
                 raise AdaptError(
                     f"loss {name!r} became {number} at step {step + 1} of {plan.steps}: training stopped, "
-                    "the weights of the last round are kept; "
-                    "lower --set finetune.learning_rate and run the same command again"
+                    "the weights of the last round are kept; start again with a lower learning rate"
                 )
             terms[name] = terms.get(name, 0.0) + number / plan.accumulate
         accelerator.backward(sum(losses.values()) / plan.accumulate)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adapt.photos import photo_files
 from restorers.files import atomic_file, sha256_of
 
 
@@ -47,6 +48,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text metadata of what `write_tensors` wrote, without its tensors."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -74,17 +81,18 @@ class Workspace:
 
 
 def fingerprint(root: Path) -> str:
-    """A hash of names, sizes and times of all files below `root`; changes when photos are added or edited."""
+    """A hash of names, sizes and times of all photos below `root`; changes when one is added or edited.
+
+    Raises:
+        UsageError: `root` does not exist or is a run folder.
+    """
     if root.is_file():
         return sha256_of(root)
     entries = []
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not (Path(folder) / name / "manifest.jsonl").exists())
-        for name in files:
-            path = os.path.join(folder, name)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            entries.append((os.fsencode(os.path.relpath(path, root)), status.st_size, status.st_mtime_ns))
+    for path in photo_files(root)[0]:
+        try:
+            status = os.stat(path)
+        except OSError:  # a link to nothing, which the search refuses
+            continue
+        entries.append((os.fsencode(path.relative_to(root)), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()

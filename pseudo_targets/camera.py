@@ -224,7 +224,8 @@ def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:
     spectrum = torch.fft.rfft2(unit, norm="ortho")
     cross = torch.einsum("bihw,bjhw->hwij", spectrum, spectrum.conj()) / len(unit)
     # An eigen root, because gray photos make the cross-spectrum singular.
-    values, vectors = torch.linalg.eigh(cross)
+    # On the CPU, because CUDA's batched solver takes no hundred thousand matrices, as 512 px have.
+    values, vectors = (part.to(cross.device) for part in torch.linalg.eigh(cross.cpu()))
     root = vectors @ torch.diag_embed(values.clamp(min=0).sqrt().to(vectors.dtype)) @ vectors.mH
     camera.noise_root.copy_(torch.view_as_real(root.contiguous()))
 

@@ -110,6 +110,11 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         return {key: file.get_tensor(key).float() for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def embedded_sha256(folder: Path = WEIGHTS) -> str:
+    """One hash of all networks of the family."""
+    return hashlib.sha256(json.dumps(_digests(folder), sort_keys=True).encode()).hexdigest()
+
+
 def _digests(folder: Path) -> dict[str, str]:
     path = folder / "sha256.json"
     if not path.is_file():

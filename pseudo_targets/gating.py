@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -107,6 +108,8 @@ def gate(
 
 
 def _reason(scores: dict[str, float], thresholds: Thresholds) -> str:
+    if not all(math.isfinite(score) for score in scores.values()):
+        return "not finite: the prior or the restorer gives no numbers for this photo"
     if scores["low_band"] > thresholds.low_band:
         return f"disagrees with the photo: low band differs by {scores['low_band']:.3f} > {thresholds.low_band:.3f}"
     if scores["spread"] > thresholds.spread:

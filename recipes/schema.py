@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
 class _Section(BaseModel):
@@ -94,7 +95,7 @@ class Generation(_Section):
     from noise, for its priors, for which `eta` and start timesteps have no meaning."""
     start: Literal["severity", "fixed"] = "severity"
     """Start timestep chosen for each photo from its estimated severity, or `start_timesteps[0]` for all."""
-    start_timesteps: tuple[int, ...] = (100, 200, 300)
+    start_timesteps: Annotated[tuple[Timestep, ...], Field(min_length=1)] = (100, 200, 300)
     """Start timesteps from mild to severe; higher invents more."""
     severity_limits: tuple[float, ...] = (0.03, 0.06)
     """What degradation removal changes (root mean square) where the next start timestep begins."""
@@ -149,6 +150,14 @@ class Generation(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _room_for_calls(self) -> Generation:
+        first = self.start_timesteps[0] if self.start == "fixed" else min(self.start_timesteps)
+        most = {"few_calls": first + 1, "dt_bfr": first}.get(self.sampler)
+        if most is not None and self.calls > most:
+            raise ValueError(f"calls is {self.calls}, expected {most} at most: a path starts at timestep {first}")
+        return self
+
 
 class Gate(_Section):
     """Limits that a pseudo target must keep to be used."""
@@ -178,9 +187,18 @@ class Camera(_Section):
     """Clean faces drawn by the prior (or taken from --clean)."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
-    bank_start: Annotated[int, Field(ge=0)] = 999
+    bank_start: Timestep = 999
     """999 draws faces from nothing; below, they are variations of the pseudo targets noised to this timestep. DiffBIR's
     priors know more than faces and start at 400 at most."""
+
+    @model_validator(mode="after")
+    def _room_for_calls(self) -> Camera:
+        if self.bank_calls > self.bank_start + 1:
+            raise ValueError(
+                f"bank_calls is {self.bank_calls}, expected {self.bank_start + 1} at most: the bank starts at timestep "
+                f"{self.bank_start}"
+            )
+        return self
 
 
 class Finetune(_Section):

@@ -48,13 +48,13 @@ def test_find_photos_drops_exact_duplicates_and_keeps_the_first_path(tmp_path: P
 
 
 def test_find_photos_skips_hidden_files_and_run_folders(tmp_path: Path) -> None:
-    for folder in (".cache", "run/targets", "half_a_run"):
+    for folder in (".cache", "run/targets", "no_run"):
         (tmp_path / folder).mkdir(parents=True)
         noise(1).save(tmp_path / folder / "x.png")
     noise(2).save(tmp_path / "._a.png")
-    for name in ("run/manifest.jsonl", "run/recipe.yaml", "half_a_run/recipe.yaml"):
+    for name in ("run/command.json", "run/recipe.yaml", "no_run/recipe.yaml"):
         (tmp_path / name).touch()
-    assert [photo.path for photo in find_photos(tmp_path).photos] == [tmp_path / "half_a_run" / "x.png"]
+    assert [photo.path for photo in find_photos(tmp_path).photos] == [tmp_path / "no_run" / "x.png"]
     with pytest.raises(UsageError, match="folder of an earlier run"):
         find_photos(tmp_path / "run")
 

@@ -56,6 +56,8 @@ class Cleaner(nn.Module):
         multiple: sides that the network takes; the image is continued in black below and on the right.
 
     Attributes:
+        native: whether the network sees the image as it is and its output is resized, as those that enlarge and those
+            for noise do, which resizing would change; any other sees the image resized.
         tile: side in pixels, as the network sees them, of tiles that overlap by half; 0 sees images whole.
     """
 
@@ -63,18 +65,17 @@ class Cleaner(nn.Module):
 
     def __init__(self, net: nn.Module, scale: int, multiple: int, name: str, licence: str, weights_sha256: str) -> None:
         super().__init__()
-        self.net, self.scale, self.multiple = net, scale, multiple
+        self.net, self.scale, self.multiple, self.native = net, scale, multiple, scale > 1
         self.name, self.licence, self.weights_sha256 = name, licence, weights_sha256
 
     def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """`[B, 3, H, W]` in `[0, 1]` -> `[B, 3, *size]`, about `[0, 1]`, not clamped.
 
         Args:
-            size: height and width of the result; None is the image's own. A network that enlarges sees the image as
-                it is and its output is resized, any other sees the image resized.
+            size: height and width of the result; None is the image's own.
         """
         height, width = target = size or (image.shape[-2], image.shape[-1])
-        if self.scale > 1:
+        if self.native:
             return _resized(self._seen(image), target)
         image = _resized(image, target)
         if not self.tile or min(target) < self.tile:  # tiles fit the network themselves
@@ -109,7 +110,7 @@ def load_diffbir_cleaner(name: str, content: Content = "faces", folder: Path | N
     if weights == SCUNET_PSNR:
         net = ReplicatePadded(net, MULTIPLE)
     cleaner = Cleaner(net, scale, multiple, weights.name, weights.licence, files.sha256_of(path))
-    cleaner.tile = tile
+    cleaner.native, cleaner.tile = cleaner.native or weights == SCUNET_PSNR, tile
     return cleaner.eval().requires_grad_(False)
 
 

@@ -79,15 +79,27 @@ def stored_origin(path: Path) -> dict[str, str]:
 
 
 def origin_of(paths: Iterable[Path]) -> dict[str, str]:
-    """Metadata that tells which files a conversion came from: name, size and digest of each."""
-    facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    """Metadata that tells which files a conversion came from: name, size, time and digest of each."""
+    facts = {path.name: {**_stamp(path), "sha256": sha256_of(path)} for path in paths}
     return {"origin": json.dumps(facts, sort_keys=True)}
 
 
 def comes_from(origin: Mapping[str, str], paths: Iterable[Path]) -> bool:
-    """Whether a stored conversion was made from these files, judged by name and size."""
+    """Whether a stored conversion was made from these files: by name, size and time, or else by digest."""
     facts = facts_of(origin)
-    return bool(facts) and all(facts.get(path.name, {}).get("bytes") == path.stat().st_size for path in paths)
+    return bool(facts) and all(_is_same(facts.get(path.name, {}), path) for path in paths)
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _is_same(fact: Mapping[str, Any], path: Path) -> bool:
+    stamp = _stamp(path)
+    if fact.get("bytes") != stamp["bytes"]:
+        return False
+    return fact.get("mtime_ns") == stamp["mtime_ns"] or fact["sha256"] == sha256_of(path)
 
 
 def facts_of(origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:

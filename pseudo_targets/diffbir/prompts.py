@@ -7,6 +7,7 @@ any other needs Stable Diffusion 2's tokenizer files in the cache.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,14 +57,33 @@ def token_ids(prompts: Sequence[str], folder: Path, sizes: Sizes) -> Tensor:
 
 
 def missing_vocabulary(folder: Path) -> str:
-    """What to say when `folder` does not hold the tokenizer's files; "" when it does."""
+    """What to say when `folder` does not hold the tokenizer's files, or damaged ones; "" when it does."""
     absent = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if not absent:
-        return ""
+        return _damaged_vocabulary(folder)
     return (
         f"prompts need {' and '.join(absent)} in {folder}: run `adapt weights fetch sd21-tokenizer`, "
         "`adapt weights import FILE`, or copy the `tokenizer` folder of Stable Diffusion 2.1"
     )
+
+
+def _damaged_vocabulary(folder: Path) -> str:
+    # Read here, as the tokenizer's own reader raises what no one can catch but with everything else.
+    vocabulary, merges = (folder / name for name in ("vocab.json", "merges.txt"))
+    try:
+        known = json.loads(vocabulary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or not all(isinstance(number, int) for number in known.values()):
+        return f"{vocabulary}: is damaged or no vocabulary; run `adapt weights fetch sd21-tokenizer` again"
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        lines = ["unreadable"]
+    pairs = [line.split() for line in lines if line and not line.startswith("#version")]
+    if not all(len(pair) == 2 and "".join(pair) in known for pair in pairs):
+        return f"{merges}: is damaged or of another vocabulary; run `adapt weights fetch sd21-tokenizer` again"
+    return ""
 
 
 @torch.no_grad()

@@ -50,9 +50,10 @@ def ddim(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: 
 
 
 def dpmpp_2m(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noise: Noise) -> Tensor:
-    """DPM-Solver++ (2M) (Lu et al. 2022, algorithm 2) on even times; the last step is of first order and ends at 0.
+    """DPM-Solver++ (2M) (Lu et al. 2022, algorithm 2) on even times; the last step ends at timestep 0.
 
-    Times are continuous, so the network is asked between timesteps. Levels of almost no signal are left out.
+    Times are continuous, so the network is asked between timesteps. Levels of almost no signal are left out. As its
+    authors have it, the last of fewer than 10 steps is of first order.
     """
     del noise
     timesteps, log_alpha = even_log_alphas(schedule, steps)
@@ -64,7 +65,7 @@ def dpmpp_2m(output: Output, schedule: NoiseSchedule, x: Tensor, steps: int, noi
         x0 = _clean(schedule, output(x, timesteps[i]), x, float(alpha[i]), float(sigma[i]))
         step = lambdas[i + 1] - lambdas[i]
         estimate = x0
-        if previous is not None and i + 1 < steps:
+        if previous is not None and (i + 1 < steps or steps >= 10):
             estimate = x0 + (x0 - previous) * step / (2 * (lambdas[i] - lambdas[i - 1]))
         x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1]) * math.expm1(-step) * estimate
         previous = x0

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 
+KEPT = 256
+"""Embeddings that are not computed again; captions of thousands of photos would fill a memory."""
+
+
 class Texts:
     """Prompts -> context `[B, tokens, width]`.
 
@@ -24,7 +28,7 @@ class Texts:
         tower: loads the text tower; called when there are new prompts.
         folder: holds the vocabulary.
         sizes: of the tower.
-        device: where embeddings are computed and kept.
+        device: where embeddings are computed and go; the latest `KEPT` wait in main memory.
         many: there will be new prompts again and again: keep the tower in main memory between them.
     """
 
@@ -50,10 +54,13 @@ class Texts:
         if new:
             ids = token_ids(new, self.folder, self.sizes).to(self.device)
             tower = self.waiting or self.tower()
-            contexts = embed(tower.to(self.device), ids)
+            contexts = embed(tower.to(self.device), ids).cpu()
             self.waiting = tower.to("cpu") if self.many else None
             self.known.update(zip(new, contexts, strict=True))
-        return torch.stack([self.known[prompt] for prompt in prompts])
+        result = torch.stack([self.known[prompt] for prompt in prompts]).to(self.device)
+        for oldest in list(self.known)[:-KEPT]:
+            del self.known[oldest]
+        return result
 
 
 def load_texts(name: str, device: torch.device, many: bool = False) -> Texts:
