@@ -12,18 +12,14 @@ Exit codes: 0 done, 1 the job failed, 2 the command cannot be carried out as giv
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-
-from adapt.errors import AdaptError, UsageError
-from adapt.photos import printable
-from pseudo_targets.downloads import WeightsError
+from adapt.errors import AdaptError, UsageError, printable
 
 if TYPE_CHECKING:
     from adapt.restore import RestoreSummary
@@ -59,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.get(given[0]) if given else None
     try:
         try:
+            if command is None and given and not given[0].startswith("-"):
+                raise UsageError(_no_command(given[0], list(commands)))
             return command(given[1:]) if command else adapt_command(given)
         finally:
             sys.stdout.flush()
@@ -67,14 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except UsageError as error:
         return _failed(error, 2)
-    except (AdaptError, WeightsError) as error:
+    except AdaptError as error:
         return _failed(error, 1)
-    except (torch.OutOfMemoryError, MemoryError):
-        return _failed("out of memory: lower --set finetune.batch or generation.batch, or choose --device cpu", 1)
-    except (OSError, SafetensorError) as error:  # a full disk, a folder that may not be written
-        return _failed(_trouble_with_files(error), 1)
     except KeyboardInterrupt:
-        return _failed("stopped; run the same command to continue", 1)
+        goes_on = command in (None, pretrain_command, weights_command)
+        return _failed("stopped; run the same command to continue" if goes_on else "stopped", 1)
+    except _surroundings() as error:
+        return _failed(_trouble(error), 1)
 
 
 def adapt_command(given: list[str]) -> int:
@@ -90,7 +87,7 @@ def adapt_command(given: list[str]) -> int:
     parser.add_argument("--clean", type=Path, metavar="DIR", help="clean aligned faces to use in place of drawn ones")
     parser.add_argument("--restorer", default="compact", metavar="NAME|FILE", help="restorer to adapt")
     parser.add_argument("--non-commercial", action="store_true", help=NON_COMMERCIAL_HELP)
-    parser.add_argument("--prior", default="mini", metavar="NAME", help="diffusion prior")
+    parser.add_argument("--prior", default="mini", metavar="NAME|DIR", help="diffusion prior, or what pretrain left")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (default: a database in the run folder)")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
     parser.add_argument("--ray", metavar="auto|ADDRESS", help="spread generation over a Ray cluster")
@@ -134,11 +131,13 @@ def restore_command(given: list[str]) -> int:
     parser.add_argument("--non-commercial", action="store_true", help=NON_COMMERCIAL_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the restored photos go")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face")
+    overwrite = "replace files that --output holds (default: the new ones get names like x-2.jpg)"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
     options = parser.parse_args(given)
     from adapt.restore import restore_from_files
 
     summary = restore_from_files(
-        options.photos, options.restorer, options.output, options.aligned, options.non_commercial
+        options.photos, options.restorer, options.output, options.aligned, options.non_commercial, options.overwrite
     )
     faces = sum(photo.faces for photo in summary.restored)
     return _tell(summary, f"restored {faces} faces in {len(summary.restored)} photos -> {printable(options.output)}")
@@ -251,10 +250,30 @@ def _tell(summary: RestoreSummary, line: str) -> int:
     return summary.exit_code
 
 
-def _trouble_with_files(error: OSError | SafetensorError) -> str:
-    name = getattr(error, "filename", None)
+def _surroundings() -> tuple[type[Exception], ...]:
+    """What fails around a job and not in it; asked for when something has failed, as torch takes long to import."""
+    import torch
+    from safetensors import SafetensorError
+
+    from pseudo_targets.downloads import WeightsError
+
+    return OSError, MemoryError, SafetensorError, WeightsError, torch.OutOfMemoryError
+
+
+def _trouble(error: Exception) -> str:
     reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    return f"{'' if name is None else f'{printable(name)}: '}{reason}: check the folder, its permissions and free space"
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return "out of memory: lower --set finetune.batch or generation.batch, or choose --device cpu"
+    if not isinstance(error, OSError):
+        return reason
+    name = "" if error.filename is None else f"{printable(error.filename)}: "
+    return f"{name}{reason}; check the folder, its permissions and free space"
+
+
+def _no_command(word: str, commands: list[str]) -> str:
+    close = difflib.get_close_matches(word, commands, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected --inputs DIR or one of {', '.join(commands)}"
+    return f"{word!r} is no command: {hint}"
 
 
 def _failed(error: object, code: int) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from adapt.errors import AdaptError
-from pseudo_targets.checkpoints import DAMAGED
 from restorers.downloads import cache_folder
+from restorers.zoo import DAMAGED
 
 DETECTOR = "detection_Resnet50_Final.pth"
 PARSER = "parsing_parsenet.pth"

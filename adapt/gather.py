@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, printable
 from adapt.faces import Face, FaceFinder, align, aligned_face
-from adapt.photos import Photo, find_photos, printable, read_photo, write_photo
+from adapt.photos import Photo, find_photos, read_photo, write_photo
 from adapt.workspace import write_json
 from recipes.schema import Faces
 

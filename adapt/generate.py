@@ -19,7 +19,7 @@ from pseudo_targets.embedded import load_quality
 from pseudo_targets.gating import PseudoTarget, Thresholds, gate
 from pseudo_targets.priors import Prior
 from pseudo_targets.sampling import Trajectory, conditional_mean, draw, refine
-from pseudo_targets.zoo import load_prior
+from pseudo_targets.zoo import family_of, load_prior
 from recipes.schema import Gate, Generation
 
 COLOR_FIXES = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
@@ -101,7 +101,7 @@ class Worker:
         self.prior, cleaner = plan.shelf.take(
             lambda: placed(load_prior(plan.prior), plan.cleaner, plan.generation, self.device)
         )
-        self.quality = load_quality().to(self.device)
+        self.quality = load_quality(family_of(plan.prior)).to(self.device)
         self.restorer = plan.restorer.to(self.device).eval()
         removal = self.quality.removal if cleaner is None else cleaner
         self.stage1: nn.Module = removal if plan.generation.stage1 == "removal" else self.restorer

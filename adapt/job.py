@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,12 +14,11 @@ from filelock import FileLock, Timeout
 from adapt.cluster import InProcessMapper, Mapper, RayMapper
 from adapt.console import Narrator
 from adapt.dataset import CleanFolder, open_clean
-from adapt.errors import AdaptError, UsageError
+from adapt.errors import AdaptError, UsageError, printable
 from adapt.faces import load_finder
 from adapt.facexlib_nets import DETECTOR, RECOGNITION, usable
 from adapt.gather import Gathered, gather
 from adapt.options import Checked, JobOptions, checked, cleaner_of
-from adapt.photos import printable
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
 from adapt.summary import write_outputs
@@ -27,6 +27,7 @@ from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import embedded_sha256, load_quality
+from pseudo_targets.zoo import PRIORS, family_of
 from recipes.load import dump_recipe
 from recipes.schema import Recipe
 
@@ -39,6 +40,8 @@ def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
         AdaptError: the job failed; what was finished is kept and the same command continues.
     """
     narrator = narrator or Narrator()
+    if options.prior not in PRIORS and Path(options.prior).is_dir():  # workers of a cluster stand in other folders
+        options = replace(options, prior=str(Path(options.prior).resolve()))
     asked = checked(options, narrator)
     cleaner = cleaner_of(options, asked.recipe, narrator)
     key = _key(options, asked, cleaner)
@@ -97,7 +100,7 @@ def _run(
             restorer,
             restorer,
             options.prior,
-            load_quality(),
+            load_quality(family_of(options.prior)),
             clean,
             workspace,
             mapper,
@@ -117,7 +120,8 @@ def _run(
         {
             "adapted": any(report.judgement.accepted for report in adapted.rounds),
             "seconds": round(seconds, 1),
-            "tracking_uri": uri if options.tracking else None,
+            "tracking": options.tracking,
+            "tracking_uri": options.tracking_uri,
         },
     )
 
@@ -133,7 +137,7 @@ def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator:
     for path, reason in gathered.refused[:5]:
         narrator.say(f"  not used: {path}: {reason}")
     if len(gathered.refused) > 5:
-        narrator.say(f"  ... {len(gathered.refused) - 5} more in {printable(workspace.manifest)}")
+        narrator.say(f"  ... {len(gathered.refused) - 5} more; {workspace.manifest.name} will name them")
     for path, note in gathered.notes[-5:]:  # what concerns the whole folder comes last
         narrator.say(f"  note: {path}: {note}")
     return gathered
@@ -149,7 +153,7 @@ def _key(options: JobOptions, asked: Checked, cleaner: Cleaner | None) -> str:
         asked.restorer.spec.sha256,
         options.prior,
         asked.prior_sha256,
-        embedded_sha256(),
+        embedded_sha256(family_of(options.prior)),
         # Where facexlib is here it finds the faces, and identity is one of the gate's limits.
         str([usable(DETECTOR), usable(RECOGNITION)]),
     ]
@@ -220,6 +224,6 @@ def _ending(workspace: Workspace) -> str:
         f"restorer: {printable(workspace.root / 'restorer.safetensors')}{onnx}",
         f"report: {printable((workspace.root / 'report.html').resolve())}",
     ]
-    if record["tracking_uri"]:
-        lines.append(f"runs: {ui_command(record['tracking_uri'])}")
+    if record["tracking"]:  # the folder may have been moved since
+        lines.append(f"runs: {ui_command(record['tracking_uri'] or default_uri(workspace.root))}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt.photos import printable
+from adapt.errors import printable
 from adapt.report import harm_of, verdict_of
 from adapt.results import RunSummary
 from adapt.workspace import write_text

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 
 from adapt.console import Narrator
-from adapt.errors import UsageError
+from adapt.errors import UsageError, printable
 from adapt.lpips import load_lpips
-from adapt.photos import printable
 from adapt.prior_setup import faults_of
+from adapt.training import choose_device
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.downloads import WeightsError, WeightsMissingError
 from pseudo_targets.priors import Prior
@@ -95,13 +95,27 @@ def _wrong_paths(options: JobOptions) -> list[str]:
     faults = []
     if not options.inputs.exists():
         faults.append(f"--inputs {printable(options.inputs)}: no such folder")
-    if options.clean is not None and not options.clean.is_dir():
+    if options.clean is not None and not options.clean.exists():
         faults.append(f"--clean {printable(options.clean)}: no such folder")
-    if options.device not in ("auto", "cpu", "cuda"):
-        faults.append(f"--device {options.device}: expected auto, cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        faults.append("--device cuda: no CUDA device is usable here; see `adapt doctor`")
+    if options.clean is not None and options.clean.is_file():
+        faults.append(f"--clean {printable(options.clean)}: is a file, expected a folder")
+    if options.ray not in (None, "auto", "local") and not _is_address(options.ray):
+        faults.append(f"--ray {options.ray}: expected auto, local or HOST:PORT")
+    if options.tracking_uri is not None and ":" not in options.tracking_uri:
+        faults.append(
+            f"--tracking-uri {options.tracking_uri}: expected sqlite:////absolute/mlflow.db, http://HOST:PORT or "
+            "another address that MLflow reads"
+        )
+    try:
+        choose_device(options.device)
+    except UsageError as error:
+        faults.append(str(error))
     return faults
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    return bool(host) and port.isdigit()
 
 
 def _unfit_for(recipe: Recipe, name: str, prior: Prior) -> list[str]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from adapt.errors import AdaptError, UsageError
+from adapt.errors import AdaptError, UsageError, printable
 from adapt.photo_formats import Refusal, decode
 from restorers.files import atomic_file
 
@@ -92,12 +92,6 @@ class PhotoSet:
     refused: tuple[tuple[Path, str], ...]
     duplicates: tuple[tuple[Path, Path], ...]
     notes: tuple[tuple[Path, str], ...] = ()
-
-
-def printable(path: Path | str) -> str:
-    """A path as one line of valid UTF-8 text: undecodable bytes and control characters appear as escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def find_photos(root: Path, on_photo: Callable[[int, int], None] | None = None) -> PhotoSet:
@@ -190,6 +184,7 @@ def photo_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tu
 
     Raises:
         UsageError: `root` does not exist or is a run folder.
+        AdaptError: there is no file to look at.
     """
     if not os.path.lexists(root):
         raise UsageError(
@@ -218,6 +213,8 @@ def photo_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]], list[tu
             elif _has_photo_suffix(name):
                 refused.append((here / name, "is a folder with a photo's name, not a photo; rename the folder"))
         candidates += [here / name for name in files if not name.startswith(".") and _has_photo_suffix(name)]
+    if not candidates:
+        raise AdaptError(_nothing_found(root, refused, notes))
     return sorted(candidates), refused, notes
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapt.dataset import ImageBank, load_clean, square_photos
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, UsageError
 from adapt.evaluate import psnr
 from adapt.photos import read_photo, write_photo
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
@@ -67,14 +67,16 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     """Trains one network and writes weights, curve, validation images and model card into the output folder.
 
     Raises:
+        UsageError: an option cannot be used; nothing was done.
         AdaptError: no data, or a network that this one builds on is not there yet.
     """
+    device = choose_device(options.device)
+    _refuse_senseless(options)
     bank, validation = _images(options)
     say(f"{len(bank)} training images at {bank.images.shape[-1]} px, {len(validation)} to validate, {options.size} px")
     if options.network == "latents":
         _fit_latents(bank, validation, options.output, say)
         return
-    device = choose_device(options.device)
     try:
         if options.network == "quality":
             _fit_quality(bank, validation, options.output, say)
@@ -92,6 +94,21 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
         start_from(job, options.start_from)
     origin = Origin(describe(bank, options.note), options.batch, again(options, job.plan))
     run_pretraining(job, options.output, device, origin, say)
+
+
+def _refuse_senseless(options: PretrainOptions) -> None:
+    sizes = {"--size": options.size, **({} if options.data_size is None else {"--data-size": options.data_size})}
+    faults = [
+        f"{name} {side}: expected a multiple of 32, 64 or more"
+        for name, side in sizes.items()
+        if side < 64 or side % 32
+    ]
+    counts = {"--steps": options.steps, "--batch": options.batch}
+    faults += [f"{name} {count}: expected 1 or more" for name, count in counts.items() if count is not None and count < 1]
+    if options.learning_rate is not None and not options.learning_rate > 0:
+        faults.append(f"--learning-rate {options.learning_rate:g}: expected more than 0")
+    if faults:
+        raise UsageError("; ".join(faults))
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,8 @@ def _images(options: PretrainOptions) -> tuple[ImageBank, Tensor]:
     """What to train on, and validation images at the network's size."""
     larger = options.data_size if options.network in CROPPING else None
     bank = load_clean(options.data, larger or options.size)
+    if options.validation is None and len(bank) < 2:
+        raise AdaptError(f"--data {options.data}: 1 image, expected 2 or more, as one of 32 validates; add images")
     if options.validation is not None:
         return bank, load_clean(options.validation, options.size).images.float()
     held_out = resize(bank.images[::32].float(), (options.size, options.size), 2).clamp(0, 1)

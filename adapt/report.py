@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from adapt.photos import printable, write_photo
+from adapt.errors import printable
+from adapt.photos import write_photo
 from adapt.report_charts import COLOURS, loss_charts, score_charts
 from adapt.results import Judgement, RoundReport, RunSummary
 from adapt.workspace import write_text

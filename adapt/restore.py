@@ -10,9 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adapt.errors import AdaptError, UsageError
+from adapt.errors import AdaptError, UsageError, printable
 from adapt.faces import Face, FaceFinder, align, load_finder, native_size, paste_back
-from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, printable, read_photo, write_photo
+from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, read_photo, write_photo
 from restorers.runtime import RuntimeFailure, load_runtime
 from restorers.zoo import EMBEDDED_COMPACT
 
@@ -127,11 +127,17 @@ def restore_photos(
 
 
 def restore_from_files(
-    inputs: Sequence[Path], restorer: Path | None, output: Path, aligned: bool, non_commercial: bool = False
+    inputs: Sequence[Path],
+    restorer: Path | None,
+    output: Path,
+    aligned: bool,
+    non_commercial: bool = False,
+    overwrite: bool = False,
 ) -> RestoreSummary:
     """`restore_photos` with a restorer read from a run folder or file (the embedded one without), and the best finder.
 
-    `restorer` may also be a published restorer's name; `non_commercial` allows those that are not for commercial use.
+    `restorer` may also be a published restorer's name; `non_commercial` allows those that are not for commercial use,
+    by name or from a file.
 
     Raises:
         UsageError: the restorer cannot be loaded, or as `restore_photos`.
@@ -140,7 +146,7 @@ def restore_from_files(
         runtime = load_runtime(restorer or EMBEDDED_COMPACT, non_commercial=non_commercial)
     except RuntimeFailure as error:
         raise UsageError(f"--restorer: {error}") from error
-    return restore_photos(inputs, runtime, output, None if aligned else load_finder(), aligned)
+    return restore_photos(inputs, runtime, output, None if aligned else load_finder(), aligned, overwrite=overwrite)
 
 
 def crop_side(face: Face, multiple_of: int) -> int:

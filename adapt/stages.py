@@ -33,7 +33,8 @@ from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
-from pseudo_targets.tone import ToneChange, find_tone, tone_of
+from pseudo_targets.tone import ToneChange, ToneStatistics, find_tone, tone_of
+from pseudo_targets.zoo import family_of
 from recipes.schema import Recipe
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
@@ -105,7 +106,8 @@ def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
             if not path.is_file():
                 # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
-                tone = tone_change(lq, color) if settings.tone else None
+                known = load_tone(family_of(job.prior))
+                tone = tone_change(lq, color, known) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
                 clean, seen, drawn = (images.to(job.device) for images in (draws, lq, bank))
                 fitted = fit_camera(clean, seen, drawn, plan, seed, advance, tone)
@@ -117,13 +119,13 @@ def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
     return Lessons(held, reals, camera, lq, means, draws, confidence)
 
 
-def tone_change(photos: Tensor, color: Tensor) -> ToneChange:
+def tone_change(photos: Tensor, color: Tensor, known: ToneStatistics) -> ToneChange:
     """What the camera does to the tone of `photos` `[N, 3, S, S]`, from those of the more frequent kind.
 
-    `color` `[N]` tells which of them show colour.
+    `color` `[N]` tells which of them show colour, `known` what is known of the tone of clean images.
     """
     gray = bool(color.float().mean() < 0.5)
-    return find_tone(tone_of(photos[~color if gray else color]).cpu(), load_tone(), gray)
+    return find_tone(tone_of(photos[~color if gray else color]).cpu(), known, gray)
 
 
 def _camera_file(job: Job, number: int) -> Path:

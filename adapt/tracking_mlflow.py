@@ -306,10 +306,11 @@ def _find_run(client: MlflowClient, uri: str, run_id: str) -> Run | None:
 def _plain_errors(uri: str) -> Iterator[None]:
     """Turns what MLflow raises into one line."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a database's driver
         raise AdaptError(
             f"--tracking-uri {uri}: {_first_line(error)}; once that is mended, the same command continues the run"
         ) from error

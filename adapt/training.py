@@ -90,8 +90,10 @@ def choose_device(name: str) -> torch.device:
     """The device of this name; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
-        UsageError: CUDA is asked for and not usable here.
+        UsageError: another name, or CUDA is asked for and not usable here.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is usable here; see `adapt doctor`")
     if name == "auto":

@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adapt.download import PlaceError, download, forget, is_begun, matches
-from adapt.errors import AdaptError, UsageError
-from adapt.photos import printable
+from adapt.errors import AdaptError, UsageError, printable
 from adapt.weights_table import (
     SETS,
     TABLE,

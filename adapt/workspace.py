@@ -85,6 +85,7 @@ def fingerprint(root: Path) -> str:
 
     Raises:
         UsageError: `root` does not exist or is a run folder.
+        AdaptError: it holds no photo.
     """
     if root.is_file():
         return sha256_of(root)

@@ -86,7 +86,7 @@ def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
         resolution=int(unet.config.sample_size) * codec.patch,
         context=mini_context(),
         name="mini",
-        licence=LICENCE,
+        licence=LICENCE if folder == WEIGHTS else "your own training",
         weights_sha256=together,
         fusion=Fusion(variance),
         steered=steered.unet,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from pseudo_targets.diffbir.cleaners import CLEANERS, Cleaner, load_diffbir_cleaner
 from pseudo_targets.diffbir.published import load_diffbir
-from pseudo_targets.embedded import load_mini
+from pseudo_targets.embedded import WEIGHTS, load_mini
 from pseudo_targets.pixel_prior import load_ffhq512
 from pseudo_targets.priors import Prior
 
@@ -40,15 +41,22 @@ def load_cleaner(prior: str, tile: int = 0) -> Cleaner | None:
     return load_diffbir_cleaner(prior, tile=tile) if prior in CLEANERS else None
 
 
+def family_of(prior: str) -> Path:
+    """The folder of the networks that know clean images as a prior does: its own, or the embedded ones."""
+    return WEIGHTS if prior in PRIORS else Path(prior)
+
+
 def load_prior(name: str) -> Prior:
-    """Loads a prior of `PRIORS`.
+    """Loads a prior of `PRIORS`, or the one that `adapt pretrain` left in a folder.
 
     Raises:
         UnknownPriorError: unknown name.
         WeightsError: its weights are not on this machine, damaged, or another network's.
     """
+    if name not in PRIORS and Path(name).is_dir():
+        return load_mini(Path(name))
     if name not in PRIORS:
         close = difflib.get_close_matches(name, PRIORS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}")
+        raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}; or a folder of `adapt pretrain`")
     return PRIORS[name]()

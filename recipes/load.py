@@ -38,8 +38,8 @@ def load_recipe(name_or_path: str = "default", overrides: tuple[str, ...] = ()) 
             continue
         try:
             _put(values, key.strip().split("."), yaml.safe_load(text))
-        except (RecipeError, yaml.YAMLError) as error:
-            faults.append(f"--set {override}: {str(error).splitlines()[0]}")
+        except (RecipeError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+            faults.append(f"--set {override}: {_reason(error)}")
     recipe, invalid = _validate(values)
     faults += invalid
     if recipe is None or faults:
@@ -62,8 +62,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
             raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{hint}; presets: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{path}: not readable as YAML ({_reason(error)})") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: got {type(values).__name__}, expected a mapping such as 'rounds: 2'")
     return {"name": path.stem, **values}
@@ -88,7 +88,15 @@ def _fault(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{place}: unknown key{_near(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
+    if item["type"] == "value_error":  # of several settings together
+        return f"{place}.{item['ctx']['error']}"
     return f"{place}: got {item['input']!r}, {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    return str(error).splitlines()[0]
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,15 +112,17 @@ def _export(module: nn.Module, path: Path, multiple_of: int, minimum: int, metad
     try:
         import onnx_ir
 
-        program = torch.onnx.export(
-            _WithNoise(exportable(module), tuple(noises)).eval() if noises else exportable(module),
-            inputs,
-            dynamo=True,
-            input_names=[INPUT, *noises],
-            output_names=[OUTPUT],
-            dynamic_shapes=(axes, [{} for _ in noises]) if noises else (axes,),
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch to itself
+            program = torch.onnx.export(
+                _WithNoise(exportable(module), tuple(noises)).eval() if noises else exportable(module),
+                inputs,
+                dynamo=True,
+                input_names=[INPUT, *noises],
+                output_names=[OUTPUT],
+                dynamic_shapes=(axes, [{} for _ in noises]) if noises else (axes,),
+                verbose=False,
+            )
     except ImportError as error:
         raise ExportError(f"ONNX export needs a missing package ({error}): pip install onnx onnxscript") from error
     except torch.onnx.OnnxExporterError as error:

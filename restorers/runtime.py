@@ -149,7 +149,7 @@ def load_runtime(
             folder the ONNX file is preferred on the CPU, where it is faster, and the weights on any other device.
         device: torch device of the weights; ONNX files run on the CPU.
         max_pixels: see `RuntimeRestorer`.
-        non_commercial: whether names whose licence forbids commercial use may be used.
+        non_commercial: whether what forbids commercial use may be used, a name or a file.
 
     Raises:
         RuntimeFailure: nothing to load there, a damaged file, or a network that changes the size of images.
@@ -157,7 +157,7 @@ def load_runtime(
     if path.is_dir():
         path = _in_run_folder(path, device)
     if path.suffix.lower() == ".onnx":
-        return _load_onnx(path, max_pixels)
+        return _load_onnx(path, max_pixels, non_commercial)
     return _load_torch(path, device, max_pixels, non_commercial)
 
 
@@ -197,7 +197,7 @@ def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) 
     )
 
 
-def _load_onnx(path: Path, max_pixels: int) -> RuntimeRestorer:
+def _load_onnx(path: Path, max_pixels: int, non_commercial: bool) -> RuntimeRestorer:
     if not path.is_file():
         raise RuntimeFailure(f"no such file: {path}")
     try:
@@ -219,6 +219,11 @@ def _load_onnx(path: Path, max_pixels: int) -> RuntimeRestorer:
     facts = session.get_modelmeta().custom_metadata_map
     if not {"multiple_of", "minimum"} <= facts.keys() or len(session.get_inputs()) != 1:
         raise RuntimeFailure(f"{path} was not written by restorers.export: its metadata lacks the size rules")
+    from restorers.zoo import forbidden, is_non_commercial
+
+    licence = facts.get("licence", "")
+    if is_non_commercial(licence) and not non_commercial:
+        raise RuntimeFailure(str(forbidden(str(path), licence)))
     source = session.get_inputs()[0].name
 
     def forward(image: Tensor) -> Tensor:

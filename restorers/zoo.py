@@ -147,14 +147,14 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
     """
     text = str(name_or_path)
     if text in NON_COMMERCIAL and not non_commercial:
-        raise _forbidden(text, NON_COMMERCIAL[text])
+        raise forbidden(text, NON_COMMERCIAL[text])
     if text in RESTORERS:
         return RESTORERS[text]()
     path = Path(name_or_path)
     if path.is_file():
         loaded = load_file(path)
         if not loaded.spec.commercial and not non_commercial:
-            raise _forbidden(text, loaded.spec.licence)
+            raise forbidden(text, loaded.spec.licence)
         return loaded
     if path.is_dir():
         raise ZooError(f"{path} is a folder, expected a file of weights ({', '.join(WEIGHT_SUFFIXES)})")
@@ -165,7 +165,8 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
     raise ZooError(f"unknown restorer {text!r}: {hint}Known names: {', '.join(RESTORERS)}; or give a file of weights")
 
 
-def _forbidden(what: str, licence: str) -> ZooError:
+def forbidden(what: str, licence: str) -> ZooError:
+    """The refusal of what is not for commercial use."""
     return ZooError(
         f"{what}: its licence ({licence}) forbids commercial use, also of what is adapted from it; if you can accept "
         "that, give --non-commercial"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from adapt import photos
-from adapt.errors import AdaptError, UsageError
+from adapt.errors import AdaptError, UsageError, printable
 from adapt.photo_formats import Refusal, decode
-from adapt.photos import PhotoError, find_photos, printable, read_photo, write_photo
+from adapt.photos import PhotoError, find_photos, read_photo, write_photo
 from tests.pictures import noise, pixel
 
 # Finding

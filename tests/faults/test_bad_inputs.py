@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapt.errors import printable
 from adapt.photo_formats import Refusal, decode
-from adapt.photos import PhotoError, find_photos, printable, read_photo
+from adapt.photos import PhotoError, find_photos, read_photo
 
 MAX_REASON = 200  # characters: one short line
 
