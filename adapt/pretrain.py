@@ -97,14 +97,15 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
 
 
 def _refuse_senseless(options: PretrainOptions) -> None:
-    sizes = {"--size": options.size, **({} if options.data_size is None else {"--data-size": options.data_size})}
-    faults = [
-        f"{name} {side}: expected a multiple of 32, 64 or more"
-        for name, side in sizes.items()
-        if side < 64 or side % 32
-    ]
+    faults = []
+    if options.size < 64 or options.size % 32:
+        faults.append(f"--size {options.size}: expected a multiple of 32, 64 or more")
+    if options.data_size is not None and options.data_size < options.size:
+        faults.append(f"--data-size {options.data_size}: expected --size or more")
     counts = {"--steps": options.steps, "--batch": options.batch}
-    faults += [f"{name} {count}: expected 1 or more" for name, count in counts.items() if count is not None and count < 1]
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            faults.append(f"{name} {count}: expected 1 or more")
     if options.learning_rate is not None and not options.learning_rate > 0:
         faults.append(f"--learning-rate {options.learning_rate:g}: expected more than 0")
     if faults:

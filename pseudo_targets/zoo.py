@@ -58,5 +58,5 @@ def load_prior(name: str) -> Prior:
     if name not in PRIORS:
         close = difflib.get_close_matches(name, PRIORS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}; or a folder of `adapt pretrain`")
+        raise UnknownPriorError(f"unknown prior {name!r}: {hint}known: {', '.join(PRIORS)}; or a pretrained folder")
     return PRIORS[name]()

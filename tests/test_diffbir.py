@@ -21,7 +21,7 @@ from pseudo_targets.diffbir.sampling import Settings, SettingsError, restore
 from pseudo_targets.downloads import SETS, WeightsError
 from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.resize import pad_to_multiple
-from pseudo_targets.schedule import NoiseSchedule, scaled_linear_betas, zero_terminal_snr
+from pseudo_targets.schedule import NoiseSchedule, even_log_alphas, scaled_linear_betas, zero_terminal_snr
 from pseudo_targets.tiling import TilesError, windows
 from pseudo_targets.zoo import load_prior
 from restorers.zoo import read_state
@@ -298,3 +298,39 @@ def test_a_configuration_with_a_section_missing_is_refused():
     config = {"unet_cfg": {"a": 1}, "controlnet_cfg": {"a": 2}, "vae_cfg": {}, "clip_cfg": {}, "latent_scale_factor": 1}
     with pytest.raises(SizesError, match="differ in a"):
         Sizes.from_config(config, 512)
+
+
+@pytest.mark.parametrize(("steps", "first_order"), [(9, True), (10, False)])
+def test_the_last_of_few_steps_of_dpm_solver_is_of_first_order(steps, first_order):
+    schedule = NoiseSchedule.from_betas(scaled_linear_betas(), "epsilon")
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def output(x: Tensor, timestep: float) -> Tensor:
+        seen.append((x, torch.tanh(x + timestep / 1000)))
+        return seen[-1][1]
+
+    found = solvers.dpmpp_2m(output, schedule, torch.randn(1, 4, 2, 2, dtype=torch.float64), steps, noise_from)
+    alpha = even_log_alphas(schedule, steps)[1].exp()
+    sigma = (1 - alpha**2).sqrt()
+    ends = ((steps - 2, *seen[-2]), (steps - 1, *seen[-1]))
+    before, last = ((x - sigma[i] * answer) / alpha[i] for i, x, answer in ends)
+    lambdas = (alpha / sigma).log()
+    step = lambdas[steps] - lambdas[steps - 1]
+    ratio = step / (lambdas[steps - 1] - lambdas[steps - 2])
+    estimate = last if first_order else last + (last - before) * ratio / 2
+    expected = sigma[steps] / sigma[steps - 1] * seen[-1][0] - alpha[steps] * torch.expm1(-step) * estimate
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_replaced_file_of_the_same_size_is_converted_anew(tmp_path):
+    put_files(tmp_path)
+    first = load_diffbir(NAME, tmp_path, TINY)
+    path = next(tmp_path.glob("DiffBIR_v2.1.pt"))
+    state = torch.load(path, weights_only=True)
+    size = path.stat().st_size
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, path)
+    assert path.stat().st_size == size
+    second = load_diffbir(NAME, tmp_path, TINY)
+    assert second.weights_sha256 != first.weights_sha256
+    path.touch()
+    assert load_diffbir(NAME, tmp_path, TINY).weights_sha256 == second.weights_sha256

@@ -17,8 +17,9 @@ from adapt.options import JobOptions, checked, cleaner_of
 from adapt.seeds import generator_of
 from pseudo_targets.color_fix import wavelet_color_fix
 from pseudo_targets.consistency import LowPassReplacement, Reference, RestorationGuidance
-from pseudo_targets.diffbir import networks
+from pseudo_targets.diffbir import networks, texts
 from pseudo_targets.diffbir.denoiser import Corrected
+from pseudo_targets.diffbir.prompts import token_ids
 from pseudo_targets.diffbir.sampling import Settings, multiple_for, restore
 from pseudo_targets.diffbir.solvers import spaced
 from pseudo_targets.diffbir.texts import joined, load_texts
@@ -223,3 +224,21 @@ def test_guidance_of_an_ancestral_path_moves_its_mean_as_published() -> None:
 
     spaced(output, prior.schedule, torch.randn(latent.shape), steps, torch.zeros_like)
     assert len(moves) == steps and max(moves) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("vocab.json", '{"a": 1, "b'), ("vocab.json", "[1, 2]"), ("merges.txt", "#version: 0.2\nq zz\n")],
+)
+def test_a_damaged_vocabulary_is_named(cache: Path, name: str, content: str) -> None:
+    (cache / "tokenizer" / name).write_text(content)
+    with pytest.raises(WeightsError, match=rf"{name}: is damaged .*fetch sd21-tokenizer"):
+        token_ids(["sharp"], cache / "tokenizer", TINY)
+
+
+def test_texts_forget_the_oldest_captions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "KEPT", 2)
+    known = load_texts(NAME, torch.device("cpu"), many=True)
+    first = known(["a", "b", "c"])
+    assert list(known.known) == ["b", "c"]
+    torch.testing.assert_close(known(["a"]), first[:1])

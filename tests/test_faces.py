@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -296,3 +297,17 @@ def test_bundled_finder_accepts_faces_that_are_aligned_already(bundled: face_fal
     crops = some_faces(8)
     found = [[native_size(face) / crop.shape[-1] for face in bundled.find(crop)] for crop in crops]
     assert sum(len(sides) == 1 and 0.8 < sides[0] < 1.25 for sides in found) >= 7
+
+
+@pytest.mark.parametrize(("as_diffbir", "sizes", "confidence"), [(False, [320, 640], 0.97), (True, [640, 1280], 0.8)])
+def test_diffbir_looks_for_smaller_and_less_sure_faces(as_diffbir: bool, sizes: list[int], confidence: float) -> None:
+    seen: list[tuple[int, float]] = []
+
+    class Detector:
+        def detect_faces(self, image, conf_threshold):  # type: ignore[no-untyped-def]
+            seen.append((min(image.shape[:2]), conf_threshold))
+            return np.zeros((0, 15), np.float32)
+
+    for side in (320, 1280):
+        face_retina.FacexlibFinder(Detector(), as_diffbir).find(torch.rand(1, 3, side, side + 32))
+    assert seen == [(side, confidence) for side in sizes]

@@ -79,3 +79,41 @@ def test_too_few_faces_say_how_many_are_needed(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match="4 faces in 4 photos, expected at least 8"):
         run(tmp_path)
     assert not (tmp_path / "run" / "faces.json").exists()
+
+
+def test_a_few_group_photos_leave_some_to_teach(tmp_path: Path) -> None:
+    class ManyFaces(TwoFaces):
+        def find(self, image: torch.Tensor) -> list[Face]:
+            whole = aligned_face(image.shape[-1], image.shape[-2])
+            return [Face(index, whole.matrix, 1.0) for index in range(5)]
+
+    write_blobs(tmp_path / "photos", 2)
+    found = run(tmp_path, finder=ManyFaces())
+    assert len(found.teaching()) == len(found.judging()) == 5
+    (tmp_path / "photos" / sorted(path.name for path in (tmp_path / "photos").iterdir())[0]).unlink()
+    with pytest.raises(AdaptError, match="of 8 faces 8 are left to teach"):
+        gather(tmp_path / "photos", tmp_path / "one", SETTINGS, EightFaces(), ignore)
+
+
+class EightFaces(TwoFaces):
+    def find(self, image: torch.Tensor) -> list[Face]:
+        whole = aligned_face(image.shape[-1], image.shape[-2])
+        return [Face(index, whole.matrix, 1.0) for index in range(8)]
+
+
+def test_a_crop_that_cannot_be_written_is_no_fault_of_the_photo(tmp_path: Path) -> None:
+    write_blobs(tmp_path / "photos", 10)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "faces").write_text("in the way")
+    with pytest.raises(AdaptError, match=r"faces/.*cannot be written"):
+        run(tmp_path)
+    assert not (tmp_path / "run" / "faces.json").exists()
+
+
+def test_faces_beyond_the_maximum_are_named(tmp_path: Path) -> None:
+    write_blobs(tmp_path / "photos", 12)
+    found = gather(tmp_path / "photos", tmp_path / "run", Faces(maximum=8), None, ignore)
+    assert len(found.faces) == 8
+    assert [reason for _, reason in found.refused] == ["its faces are beyond faces.maximum, which is 8"] * 4
+    assert found.notes[-1][1] == "4 of 12 faces are left out: faces.maximum is 8"
+    assert gather(tmp_path / "photos", tmp_path / "run", Faces(maximum=8), None, ignore) == found

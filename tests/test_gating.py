@@ -71,3 +71,11 @@ def test_low_band_difference_ignores_tone_and_detail() -> None:
     checker = 0.1 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).float()
     assert float(low_band_difference(photo + 0.2 + checker, photo)) < 1e-5
     assert float(low_band_difference(photo.flip(-1), photo)) > 0.05
+
+
+def test_a_target_that_is_not_finite_is_rejected() -> None:
+    photo = blobs(1, 64)
+    broken = photo.clone()
+    broken[..., 3, 3] = torch.nan
+    target = gate(photo, photo, broken, broken[None], fine, LIMITS)[0]
+    assert not target.accepted and target.reason.startswith("not finite")

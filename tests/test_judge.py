@@ -85,3 +85,17 @@ def test_scores_fall_with_cleanness_and_with_drift() -> None:
     bad = scores_of(photos.flip(-1), photos, lambda image: torch.full((len(image),), 20.0), None)
     assert (good["cleanness"] > bad["cleanness"]).all()
     assert (good["agreement"] > bad["agreement"]).all()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_no_gain(broken: float) -> None:
+    gain = torch.full((20,), 0.02)
+    gain[3] = broken
+    result = verdict(gain)
+    assert not result.accepted and "no finite scores" in result.reason
+
+
+def test_one_photo_cannot_judge() -> None:
+    zero, gain = torch.zeros(1), torch.full((1,), 0.5)
+    result = judge({"cleanness": zero, "agreement": zero}, {"cleanness": gain, "agreement": zero}, Judge(), seed=0)
+    assert not result.accepted and "one held-out photo" in result.reason

@@ -48,7 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(networks, "PUBLISHED", dataclasses.replace(TINY, resolution=SIDE))
     built = {weights: (TINY_CLEANERS[weights], *rest) for weights, (_, *rest) in cleaners.NETWORKS.items()}
     monkeypatch.setattr(cleaners, "NETWORKS", built)
-    monkeypatch.setattr(prior_photos, "load_finder", lambda: Finder(1))
+    monkeypatch.setattr(prior_photos, "load_finder", lambda **_: Finder(1))
     folder = tmp_path / "cache" / "diffbir"
     folder.mkdir(parents=True)
     put_files(folder)
@@ -115,7 +115,7 @@ def test_version_2_enlarges_with_a_network_that_sees_the_photo_as_it_is() -> Non
 def test_a_small_photo_is_refined_at_the_priors_resolution_and_comes_back_at_its_size() -> None:
     restorer = with_finder(load_prior_restorer(NAME, SETTINGS, CPU), 0)
     sizes: list[tuple[int, ...]] = []
-    restorer.rest.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[1])))
+    restorer.rest.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     assert restorer(photo(32, 48)).shape == (1, 3, 32, 48)
     assert sizes == [(64, 96)]
 
@@ -214,3 +214,30 @@ def test_a_missing_stage_1_says_how_to_get_it(cache: Path) -> None:
     with pytest.raises(UsageError, match=f"adapt weights fetch {SWINIR_REALESRGAN.name}"):
         load_prior_restorer(NAME, SETTINGS, CPU)
     assert load_prior_restorer(NAME, SETTINGS, CPU, aligned=True).rest is None
+
+
+def test_a_photo_that_the_device_has_no_memory_for_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys) -> None:
+    write_photo(tmp_path / "in" / "large.png", photo(64, 96))
+    write_photo(tmp_path / "in" / "small.png", photo(64, 64))
+    drawn = PriorRestorer.refined
+
+    def refined(self: PriorRestorer, clean: Tensor, *given: object) -> Tensor:
+        if clean.shape[-1] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return drawn(self, clean, *given)
+
+    monkeypatch.setattr(PriorRestorer, "refined", refined)
+    asked = ["--prior", NAME, "--output", str(tmp_path / "out"), "--set", "generation.calls=2", "--device", "cpu"]
+    assert main(["regenerate", str(tmp_path / "in"), *asked]) == 0
+    assert "large.png: out of memory at 96 x 64 px: try --set generation.tiles" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.png"]
+
+
+def test_a_cleaner_for_noise_sees_the_photo_at_the_size_that_was_asked_for(cache: Path) -> None:
+    torch.save(TINY_CLEANERS[SCUNET_PSNR]().state_dict(), cache / SCUNET_PSNR.file)
+    settings = load_recipe("diffbir_v2", ("generation.sampler=diffbir", "generation.calls=2")).generation
+    restorer = load_prior_restorer("diffbir-v2", settings, CPU, upscale=1.5, content="noise")
+    seen: list[tuple[int, ...]] = []
+    restorer.rest.net.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    assert with_finder(restorer, 0)(photo(24, 32)).shape == (1, 3, 36, 48)
+    assert seen == [(36, 48)]

@@ -155,3 +155,20 @@ def test_recipes_import_no_torch() -> None:
 
 def test_dump_spells_out_every_value() -> None:
     assert yaml.safe_load(dump_recipe(Recipe()))["finetune"]["steps"] == Recipe().finetune.steps
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("generation.calls=102", "generation.calls is 102, expected 101 at most: a path starts at timestep 100"),
+        ("generation.start_timesteps=[]", "generation.start_timesteps: got"),
+        ("generation.start_timesteps=[1000]", "generation.start_timesteps.0: got 1000"),
+        ("camera.bank_start=10", "camera.bank_calls is 20, expected 11 at most"),
+        ("finetune.steps=2020-13-45", "--set finetune.steps=2020-13-45: month must be in 1..12"),
+        ("finetune.steps=[1,", "--set finetune.steps=[1,: expected the node content, but found '<stream end>', line 1"),
+    ],
+)
+def test_paths_and_calls_must_agree(override: str, fault: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("default", (override,))
+    assert fault in str(caught.value) and len(str(caught.value)) < 200

@@ -20,6 +20,9 @@ class Quality(nn.Module):
 
     removal = nn.Identity()
 
+    def __init__(self, folder: object) -> None:
+        super().__init__()
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.full((len(image),), -1e6)
 
@@ -61,7 +64,8 @@ def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch
     from adapt.errors import UsageError
     from adapt.options import JobOptions, checked
 
-    monkeypatch.setattr("adapt.options.load_prior", lambda _: SimpleNamespace(resolution=512, control=None))
+    prior = SimpleNamespace(resolution=512, control=None, weights_sha256="0" * 64, licence="S-Lab-1.0")
+    monkeypatch.setattr("adapt.options.load_prior", lambda _: prior)
     options = JobOptions(Path(__file__).parent, "", recipe="dt_bfr", prior="ffhq512")
     checked(options, Narrator())
     steered = dataclasses.replace(options, overrides=("generation.control_strength=1",))

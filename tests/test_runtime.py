@@ -228,3 +228,13 @@ def test_serving_imports_nothing_heavy(run_folder_with_onnx):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_onnx_file_keeps_what_its_licence_forbids(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_onnx(small_compact(), tmp_path / "restorer.onnx", 8, 64, name="night", licence="S-Lab-1.0")
+    for place in (tmp_path, tmp_path / "restorer.onnx"):
+        with pytest.raises(RuntimeFailure, match=r"S-Lab-1\.0.*--non-commercial"):
+            load_runtime(place)
+        assert load_runtime(place, non_commercial=True).backend == "onnxruntime"

@@ -175,6 +175,9 @@ class Quality(nn.Module):
 
     removal = Gray()
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+
     def forward(self, image: Tensor) -> Tensor:
         return torch.full((len(image),), -1e6)
 
@@ -235,3 +238,11 @@ def test_tiles_see_no_black_border() -> None:
     image = torch.full((1, 3, 150, 170), 0.5)
     torch.testing.assert_close(cleaner(image), image)
     assert len(darkest) > 1 and min(darkest) == 0.5
+
+
+def test_one_for_noise_sees_the_photo_as_it_is(cache):
+    put(SCUNET_PSNR, cache)
+    cleaner, seen = load_diffbir_cleaner("diffbir-v2", "noise"), []
+    cleaner.net.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    assert cleaner(blobs(1, 64)[..., :40, :48], (64, 76)).shape[-2:] == (64, 76)
+    assert seen == [(40, 48)]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from adapt.errors import AdaptError
-from adapt.training import TrainingPlan, make_accelerator, train
+from adapt.errors import AdaptError, UsageError
+from adapt.training import TrainingPlan, choose_device, make_accelerator, mixed_precision, train
 
 CPU = torch.device("cpu")
 
@@ -117,3 +117,26 @@ def test_the_validation_curve_has_about_a_dozen_points_and_ends_with_the_result(
     assert [row["step"] for row in scored] == [*range(4, 49, 4), 49]
     assert scored[-1]["sum"] == pytest.approx(evaluate(done.module)["sum"])
     assert scored[0]["sum"] != scored[-1]["sum"]
+
+
+def test_weights_that_are_not_finite_are_no_result(tmp_path: Path) -> None:
+    def losses(net: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        # A finite loss with an infinite slope at 0.
+        return {"root": (next(net.parameters()) * 0).abs().sqrt().sum()}
+
+    plan = TrainingPlan(steps=1, learning_rate=1e-2)
+    with pytest.raises(AdaptError, match="weights are not finite after 1 steps"):
+        train(nn.Linear(2, 2), losses, plan, make_accelerator(torch.device("cpu"), "no"), tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["cuda", "tpu"])
+def test_a_device_that_is_not_here_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"--device {name}"):
+        choose_device(name)
+
+
+def test_an_old_gpu_trains_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By default torch counts emulation, which has no convolutions there.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert mixed_precision(torch.device("cuda")) == "no"

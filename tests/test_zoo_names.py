@@ -54,7 +54,8 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
 
 
 def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr("adapt.options.load_prior", lambda _: SimpleNamespace(resolution=512, control=object()))
+    prior = SimpleNamespace(resolution=512, control=object(), weights_sha256="0" * 64, licence="Apache-2.0")
+    monkeypatch.setattr("adapt.options.load_prior", lambda _: prior)
     options = JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
     assert checked(options, Narrator())[0].faces.size == 512
     with pytest.raises(UsageError, match=r"faces.size 256: prior 'diffbir-v2\.1' works at 512 px"):
