@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adapt.workspace import write_json
 
 Advance = Callable[[int], None]
 """Called with how many items are done so far."""
 
 
 class Narrator:
-    """Says what the job does; keeps the seconds of every stage."""
+    """Says what the job does; keeps the seconds of every stage.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    Args:
+        kept: a file that holds them too, so that a run that was stopped still knows what its stages took.
+    """
+
+    def __init__(self, console: Console | None = None, kept: Path | None = None) -> None:
+        self.console, self.kept = console or Console(highlight=False), kept
         self.seconds: dict[str, float] = {}
+        if kept is not None and kept.is_file():
+            self.seconds = json.loads(kept.read_text(encoding="utf-8"))
 
     def say(self, text: str) -> None:
         """One plain line; square brackets are text."""
@@ -46,4 +56,6 @@ class Narrator:
             yield advance
         spent = time.monotonic() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        if self.kept is not None:
+            write_json(self.kept, self.seconds)
         self.say(f"  {name}: {counted[0]} in {spent:.1f} s")

@@ -56,10 +56,10 @@ def download(url: str, path: Path, check: Callable[[Path], None], progress: Prog
                 check(part)
             except AdaptError:
                 part.unlink()
-                raise
-            finally:
                 tag.unlink(missing_ok=True)
+                raise
             part.replace(path)
+            tag.unlink(missing_ok=True)
     except Timeout as error:
         raise PlaceError(f"{path}: another process is fetching it; wait for it to end") from error
     except (urllib.error.URLError, http.client.HTTPException) as error:
@@ -111,7 +111,10 @@ def _fetch_all(url: str, part: Path, tag: Path, progress: Progress | None) -> No
 
 def _fetch_rest(url: str, part: Path, tag: Path, progress: Progress | None) -> int:
     """Appends what is missing, as far as the connection holds; returns the size of the whole file, 0 when unknown."""
-    with _opened(url, part, tag) as response:
+    opened = _opened(url, part, tag)
+    if opened is None:
+        return part.stat().st_size
+    with opened as response:
         resumed = response.status == http.client.PARTIAL_CONTENT
         here = part.stat().st_size if resumed else 0
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
@@ -135,8 +138,8 @@ def _fetch_rest(url: str, part: Path, tag: Path, progress: Progress | None) -> i
     return total
 
 
-def _opened(url: str, part: Path, tag: Path) -> http.client.HTTPResponse:
-    """Asks for the rest if it is known to be the same file (`If-Range`), else for all of it."""
+def _opened(url: str, part: Path, tag: Path) -> http.client.HTTPResponse | None:
+    """Asks for the rest if it is known to be the same file (`If-Range`), else for all; None if nothing is missing."""
     request = urllib.request.Request(url, headers={"User-Agent": "adapt", "Accept-Encoding": "identity"})
     version = _version(tag, url)
     if part.exists() and part.stat().st_size and version and not version.startswith("W/"):
@@ -148,6 +151,8 @@ def _opened(url: str, part: Path, tag: Path) -> http.client.HTTPResponse:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not request.has_header("Range"):
             raise
         error.close()
+        if error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":  # cut while it was checked
+            return None
         part.unlink()  # longer than the file: not a piece of it
         return _opened(url, part, tag)
     return response

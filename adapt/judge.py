@@ -28,9 +28,7 @@ def restore_all(restore: Restore, photos: Tensor) -> Tensor:
     return torch.cat([restore(part.to(place)).clamp(0, 1).to(photos.device) for part in photos.split(batch)])
 
 
-def scores_of(
-    restored: Tensor, photos: Tensor, cleanness: Restore, camera: LearnedCamera | None
-) -> dict[str, Tensor]:
+def scores_of(restored: Tensor, photos: Tensor, cleanness: Restore, camera: LearnedCamera | None) -> dict[str, Tensor]:
     """Scores of each restored photo without ground truth, `[N]`; greater is better.
 
     `cleanness`: minus the distance from clean faces (`pseudo_targets.quality.fit_cleanness`).

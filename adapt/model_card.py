@@ -117,6 +117,13 @@ On the command line, for aligned faces and whole photos:
 adapt restore PHOTOS --restorer {weights} --output restored
 ```
 
+{_spandrel(weights) if summary.spandrel_alone else _runtime(weights, summary.commercial)}
+
+{_onnx(name("onnx", ""))}"""
+
+
+def _spandrel(weights: str) -> str:
+    return f"""\
 With spandrel, and so in the programs built on it:
 
 ```python
@@ -124,9 +131,24 @@ from spandrel import ModelLoader
 
 restorer = ModelLoader().load_from_file({weights!r})
 restored = restorer(image)  # [1, 3, H, W], RGB, 0 to 1
+```"""
+
+
+def _runtime(weights: str, commercial: bool) -> str:
+    allowed = "" if commercial else ", non_commercial=True"
+    return f"""\
+In Python:
+
+```python
+from pathlib import Path
+
+from restorers.runtime import load_runtime
+
+restored = load_runtime(Path({weights!r}){allowed})(image)  # [B, 3, H, W], RGB, 0 to 1
 ```
 
-{_onnx(name("onnx", ""))}"""
+spandrel opens the file too, where it knows the network; its output is the network's own, whose value range, size and \
+noise are left to the caller."""
 
 
 def _onnx(file: str) -> str:

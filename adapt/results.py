@@ -89,4 +89,8 @@ class RunSummary:
     seconds: float
     adapted: bool
     distance_to_base: float
+    commercial: bool = True
+    """Whether the base restorer may be used commercially."""
+    spandrel_alone: bool = True
+    """Whether the weights file, opened by spandrel, gives images in `[0, 1]` of the input's size without more."""
     files: dict[str, Path] = field(default_factory=dict)

@@ -51,7 +51,7 @@ def run_round(job: Job, number: int) -> RoundReport:
     record = folder / "round.json"
     if record.is_file():
         return read_report(record)
-    narrator = Narrator(job.narrator.console)
+    narrator = Narrator(job.narrator.console, folder / "seconds.json")
     job = replace(job, narrator=narrator)
     targets = generate(job, number, job.gathered.teaching(), "pseudo targets")
     kept, made = targets.accepted, len(job.gathered.teaching())
@@ -71,5 +71,6 @@ def run_round(job: Job, number: int) -> RoundReport:
     report = RoundReport(number, made, len(kept), rejections, losses, verdict, seconds, share)
     log(job.tracker, report)
     write_json(record, asdict(report))
-    (folder / "finetune.pt").unlink(missing_ok=True)
+    for name in ("finetune.pt", "seconds.json"):  # of a round that is under way
+        (folder / name).unlink(missing_ok=True)
     return report

@@ -21,7 +21,7 @@ from adapt.rounds import Adapted
 from adapt.seeds import generator_of
 from adapt.stages import Job
 from adapt.targets import read_provenance, read_target
-from adapt.workspace import write_jsonl
+from adapt.workspace import read_tensors, write_jsonl
 from pseudo_targets.camera import LearnedCamera
 from recipes.load import dump_recipe
 from restorers.export import ExportError, export_onnx
@@ -47,6 +47,7 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
                 spec.minimum,
                 name=spec.name,
                 licence=spec.licence,
+                commercial=spec.commercial,
                 tiles=adapted.restorer.tiles,
             )
         except ExportError as error:  # the weights serve all the same
@@ -91,6 +92,8 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
         prior=job.prior,
         seconds=seconds,
         adapted=adapted.changed,
+        commercial=job.restorer.spec.commercial,
+        spandrel_alone=job.restorer.spec.commercial and getattr(job.restorer.module, "plain", True),
         distance_to_base=distance(job.restorer.module, adapted.restorer.module),
         files={"restorer": root / "restorer.safetensors"} | ({"onnx": onnx} if onnx.is_file() else {}),
     )
@@ -173,17 +176,18 @@ def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
     """A clean face and the same face as the learned camera photographs it, for the last round that has a camera."""
     paths = [job.workspace.round(report.number) / "camera.safetensors" for report in reversed(adapted.rounds)]
     path = next((path for path in paths if path.is_file()), None)
-    bank = sorted((job.workspace.root / "bank").glob("*.safetensors"))
-    if path is None or not bank:
+    if path is None:
         return {}
-    from adapt.workspace import read_tensors
-
     camera = read_camera(path)
-    clean = read_tensors(bank[0])[0]["faces"][:4].float()
+    if job.clean is not None:
+        source, clean = "given", job.clean.read(job.clean.photos[:4])
+    else:
+        bank = sorted((job.workspace.root / "bank").glob("*.safetensors"))
+        source, clean = "drawn by the prior", read_tensors(bank[0])[0]["faces"][:4].float()
     seen = camera(clean, generator_of("report", job.recipe.seed))
     photos = load_crops(job.workspace.root, job.gathered.teaching()[:4])
     return {
-        "clean faces drawn by the prior": torch.cat(list(clean), dim=2),
+        f"clean faces {source}": torch.cat(list(clean), dim=2),
         f"as the learned camera sees them{_tone_words(camera)}": torch.cat(list(seen), dim=2),
         "photos of the real camera": torch.cat(list(photos), dim=2),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pseudo_targets.downloads import WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-WRAPPERS = ("state_dict", "params_ema", "params", "model", "ema")
+WRAPPERS = ("state_dict", "params_ema", "params-ema", "params", "model_state_dict", "model", "net", "ema")
 # What torch's reader raises on bytes that only begin like a checkpoint; it checks little before it acts on them.
 DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
            AssertionError, struct.error)  # fmt: skip

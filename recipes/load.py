@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,7 +38,7 @@ def load_recipe(name_or_path: str = "default", overrides: tuple[str, ...] = ()) 
             faults.append(f"--set {override}: expected key=value, for example --set finetune.steps=200")
             continue
         try:
-            _put(values, key.strip().split("."), yaml.safe_load(text))
+            _put(values, key.strip().split("."), _parse(text))
         except (RecipeError, yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
             faults.append(f"--set {override}: {_reason(error)}")
     recipe, invalid = _validate(values)
@@ -52,6 +53,22 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose only truth values are true and false: `yes`, `no`, `on` and `off` are words, as in `precision=no`."""
+
+
+_TRUTH = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TRUTH]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_TRUTH, re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a safe loader
+
+
 def _read(name_or_path: str) -> dict[str, Any]:
     path = PRESETS / f"{name_or_path}.yaml"
     if name_or_path not in preset_names():
@@ -61,7 +78,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
             hint = _near(name_or_path, preset_names())
             raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{hint}; presets: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{path}: not readable as YAML ({_reason(error)})") from error
     if not isinstance(values, dict):

@@ -70,6 +70,17 @@ SWINIR_GAN = PublishedWeights(
     url="https://github.com/SamsungLabs/DT-BFR/releases/download/v1.0.0/swinir_gan_v1.pth",
     commercial=False,
 )
+SWINIR_FACE = PublishedWeights(
+    name="swinir-face",
+    file="face_swinir_v1.ckpt",
+    purpose="stage 1 of DiffBIR for faces, all versions (SwinIR of DifFace)",
+    licence="S-Lab-1.0",
+    url="https://huggingface.co/lxq007/DiffBIR/resolve/main/face_swinir_v1.ckpt",
+    size=90_204_233,
+    sha256="62fb6605702e6ad35712299a23cc19ea7cd2fb4bbd50a8080fcefa8ad2620c71",
+    commercial=False,
+)
+"""No restorer by name, but one by its file, which keeps its licence; `pseudo_targets.downloads` fetches it."""
 BSRGAN = PublishedWeights(
     name="bsrgan",
     file="BSRGAN.pth",
@@ -192,6 +203,12 @@ def weights_path(weights: PublishedWeights) -> Path:
 def record_of(path: Path) -> Path:
     """Where the hash of a file in the cache is kept from the day it came or was first used."""
     return path.with_name(path.name + ".sha256")
+
+
+def pinned(weights: PublishedWeights) -> str | None:
+    """The hash that a file had when it came to the cache or was first used, if it did."""
+    record = record_of(cache_folder().parent / weights.folder / weights.file)
+    return record.read_text(encoding="utf-8").strip() if record.is_file() else None
 
 
 def checked_sha256(path: Path, weights: PublishedWeights) -> str:

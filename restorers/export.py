@@ -62,6 +62,7 @@ def export_onnx(
     *,
     name: str = "restorer",
     licence: str = "",
+    commercial: bool = True,
     tiles: bool = True,
 ) -> OnnxParity:
     """Writes `module` as one self-contained ONNX file with dynamic batch, height and width.
@@ -79,6 +80,7 @@ def export_onnx(
         minimum: smallest side in pixels.
         name: shown to users of the file.
         licence: licence of the weights, "" when unknown.
+        commercial: False when it forbids commercial use.
         tiles: False when the network needs to see the whole image at once.
 
     Raises:
@@ -88,6 +90,7 @@ def export_onnx(
     metadata = {
         "name": name,
         "licence": licence,
+        "commercial": "yes" if commercial else "no",
         "multiple_of": str(multiple_of),
         "minimum": str(minimum),
         "tiles": "yes" if tiles else "no",

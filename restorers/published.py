@@ -26,6 +26,7 @@ class PublishedNet:
 
     module: PublishedRestorer
     architecture: str
+    commercial: bool
     scale: int
     multiple_of: int
     minimum: int
@@ -44,18 +45,35 @@ class PublishedRestorer(nn.Module):
         side: the only side in pixels that the network takes, or None; other sizes are resampled to it and back.
         shrink: by how much the result is made smaller again, by area: a network that enlarges 4 times and is shrunk
             by 4 restores at the size of its input.
+        square: whether the network takes square images alone; others are continued below or on the right.
     """
 
     def __init__(
-        self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor], side: int | None, shrink: int = 1
+        self,
+        net: nn.Module,
+        call: Callable[[nn.Module, Tensor], Tensor],
+        side: int | None,
+        shrink: int = 1,
+        square: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.call = call
         self.side = side
         self.shrink = shrink
+        self.square = square
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network alone, on images in `[0, 1]`, gives what this module gives."""
+        return self.side is None and self.shrink == 1 and not self.square and self.call is _call_plain
 
     def forward(self, image: Tensor) -> Tensor:
+        if self.square and image.shape[-1] != image.shape[-2]:
+            height, width = image.shape[-2:]
+            whole = self(F.pad(image, (0, max(height - width, 0), 0, max(width - height, 0)), mode="replicate"))
+            scale = whole.shape[-1] // max(height, width)
+            return whole[..., : height * scale, : width * scale]
         if self.side is None:
             restored = self.call(self.net, image)
             return restored if self.shrink == 1 else F.avg_pool2d(restored, self.shrink)
@@ -72,6 +90,12 @@ class PublishedRestorer(nn.Module):
 
 def _call_plain(net: nn.Module, image: Tensor) -> Tensor:
     restored: Tensor = net(image)
+    return restored
+
+
+def _call_on_copy(net: nn.Module, image: Tensor) -> Tensor:
+    """A network that writes into its input."""
+    restored: Tensor = net(image.clone())
     return restored
 
 
@@ -103,12 +127,15 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "CodeFormer": _call_signed,
     "FBCNN": _call_first,
     "MMRealSR": _call_first,
+    "MPRNet": _call_first,
+    "RCAN": _call_on_copy,
     "MixDehazeNet": _call_mixdehaze,
 }
 """Architectures whose call is not simply `net(image)`."""
 
-UNSUPPORTED_CALLS = frozenset({"DRUNet", "DnCNN", "IPT", "RetinexFormer"})
-"""Architectures whose call needs more than an image (a noise level, a task) or works for one image only."""
+UNSUPPORTED_CALLS = frozenset({"DDColor", "DRUNet", "DnCNN", "IPT", "RetinexFormer"})
+"""Architectures whose call needs more than an image (a noise level, a task), works for one image only, or gives
+something else."""
 
 MULTIPLES = {"SCUNet": 64}
 """Multiples of the sides where spandrel states none because the network pads by itself, which no export can follow."""
@@ -144,7 +171,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
 """Parts between a network's deepest features and its image."""
 
 EXTRA = frozenset({"CodeFormer", "FeMaSR"})
-"""Architectures that spandrel keeps in a package of its own, because their code is not for commercial use."""
+"""Architectures of spandrel's second package, whose code is not for commercial use, that have a name here."""
 
 
 def build(state: dict[str, Tensor]) -> PublishedNet:
@@ -176,8 +203,11 @@ def build(state: dict[str, Tensor]) -> PublishedNet:
     for name, parameter in found.model.named_parameters():
         parameter.requires_grad_(not trains or name.split(".")[0] in trains)
     return PublishedNet(
-        module=PublishedRestorer(found.model, CALLS.get(architecture, _call_plain), side).eval(),
+        module=PublishedRestorer(
+            found.model, CALLS.get(architecture, _call_plain), side, square=side is None and sizes.square
+        ).eval(),
         architecture=architecture,
+        commercial=architecture not in _extra_architectures(),
         scale=found.scale,
         multiple_of=1 if side else multiple_of,
         minimum=SMALLEST if side else max(sizes.minimum, multiple_of),
@@ -201,6 +231,15 @@ def _restore_layout(net: Any, architecture: str) -> None:
 def has_extra() -> bool:
     """Whether the package with the architectures of `EXTRA` is installed."""
     return find_spec("spandrel_extra_arches") is not None
+
+
+def _extra_architectures() -> frozenset[str]:
+    """All architectures of the package whose code is not for commercial use."""
+    if not has_extra():
+        return EXTRA
+    from spandrel_extra_arches import EXTRA_REGISTRY
+
+    return EXTRA | {support.architecture.id for support in EXTRA_REGISTRY}
 
 
 def _loader() -> Any:

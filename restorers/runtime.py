@@ -36,6 +36,7 @@ class RuntimeRestorer:
         backend: `"torch"` or `"onnxruntime"`.
         tiles: False when the network must see the whole image at once.
         max_pixels: most pixels in one call; larger images are cut into tiles, larger batches into smaller ones.
+        least_pixels: what even a small image counts as, for networks that work at one size.
         overlap: pixels that neighbouring tiles share. The outer quarter on either side is thrown away, because
             there the network saw an artificial border; over the middle half the tiles are blended linearly.
     """
@@ -51,12 +52,14 @@ class RuntimeRestorer:
         tiles: bool = True,
         max_pixels: int = MAX_PIXELS,
         overlap: int = OVERLAP,
+        least_pixels: int = 1,
     ) -> None:
         self.name = name
         self.multiple_of = multiple_of
         self.minimum = -(-max(minimum, 1) // multiple_of) * multiple_of
         self.backend = backend
         self._forward = forward
+        self._least_pixels = least_pixels
         self._max_pixels = max_pixels if tiles else None
         self._overlap = overlap
 
@@ -79,7 +82,7 @@ class RuntimeRestorer:
     def _tiled(self, image: Tensor) -> Tensor:
         count, _, height, width = image.shape
         if self._max_pixels is None or height * width <= self._max_pixels:
-            per_call = max(1, (self._max_pixels or MAX_PIXELS) // (height * width))
+            per_call = max(1, (self._max_pixels or MAX_PIXELS) // max(height * width, self._least_pixels))
             parts = [self._checked(part) for part in image.split(per_call)]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         side = self._tile_side()
@@ -182,9 +185,14 @@ def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) 
     if spec.scale != 1:
         raise RuntimeFailure(f"{path} enlarges images {spec.scale} times, expected a restorer that keeps their size")
     module = loaded.module.to(device)
+    shrink, side = getattr(module, "shrink", 1), getattr(module, "side", None) or 1
 
     def forward(image: Tensor) -> Tensor:
-        restored: Tensor = module(image.to(device))
+        try:
+            restored: Tensor = module(image.to(device))
+        except RuntimeError as error:  # out of memory, or a size that this network refuses
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RuntimeFailure(f"{spec.name} failed on {tuple(image.shape)}: {reason}") from error
         return restored.to(image.device)
 
     return RuntimeRestorer(
@@ -193,7 +201,8 @@ def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) 
         multiple_of=spec.multiple_of,
         minimum=spec.minimum,
         tiles=loaded.tiles,
-        max_pixels=max_pixels,
+        max_pixels=max(max_pixels // shrink**2, 1),  # what a network enlarges inside counts at that size
+        least_pixels=side**2,
     )
 
 
@@ -222,7 +231,7 @@ def _load_onnx(path: Path, max_pixels: int, non_commercial: bool) -> RuntimeRest
     from restorers.zoo import forbidden, is_non_commercial
 
     licence = facts.get("licence", "")
-    if is_non_commercial(licence) and not non_commercial:
+    if (facts.get("commercial") == "no" or is_non_commercial(licence)) and not non_commercial:
         raise RuntimeFailure(str(forbidden(str(path), licence)))
     source = session.get_inputs()[0].name
 

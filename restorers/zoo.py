@@ -36,6 +36,7 @@ DAMAGED = (SafetensorError, OSError, EOFError, RuntimeError, LookupError, ValueE
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 # Checkpoints written by Lightning name this class as a key beside the weights.
 NAMES_ONLY = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 NON_COMMERCIAL_WORDS = ("non-commercial", "noncommercial", "-nc", "s-lab", "research only")
 
 
@@ -204,8 +205,8 @@ def load_file(path: Path) -> LoadedRestorer:
 
 
 def _known_of(path: Path, sha256: str) -> dict[str, str]:
-    for weights in downloads.PUBLISHED:
-        if weights.sha256 == sha256 or weights.file == path.name:
+    for weights in (*downloads.PUBLISHED, downloads.SWINIR_FACE):
+        if sha256 in (weights.sha256, downloads.pinned(weights)) or weights.file == path.name:
             return {"licence": weights.licence, "commercial": "yes" if weights.commercial else "no"}
     return {}
 
@@ -220,7 +221,7 @@ def at_input_size(restorer: LoadedRestorer) -> LoadedRestorer:
     module, scale = restorer.module, restorer.spec.scale
     if scale == 1 or not isinstance(module, PublishedRestorer):
         return restorer
-    shrunk = PublishedRestorer(module.net, module.call, module.side, shrink=scale).eval()
+    shrunk = PublishedRestorer(module.net, module.call, module.side, scale, module.square).eval()
     return replace(restorer, module=shrunk, spec=replace(restorer.spec, scale=1))
 
 
@@ -235,8 +236,6 @@ def _published_net(path: Path, state: dict[str, Tensor]) -> PublishedNet:
 
 def _loaded(net: PublishedNet, facts: dict[str, str], sha256: str, commercial: bool = True) -> LoadedRestorer:
     """A published network with what `facts`, the metadata of its file, say of it."""
-    from restorers.published import EXTRA
-
     licence = facts.get("licence", f"unknown (local {net.architecture} file)")
     spec = RestorerSpec(
         name=facts["name"],
@@ -248,7 +247,7 @@ def _loaded(net: PublishedNet, facts: dict[str, str], sha256: str, commercial: b
         sha256=sha256,
         commercial=commercial
         and facts.get("commercial") != "no"
-        and net.architecture not in EXTRA
+        and net.commercial
         and not is_non_commercial(licence),
         half=net.half,
         trains=net.trains,
@@ -312,10 +311,12 @@ def is_non_commercial(licence: str) -> bool:
 
 
 def _tensors(path: Path, content: object) -> dict[str, Tensor]:
-    for wrapper in ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
+    if isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
+        content = next(iter(content.values()))
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise ZooError(f"{path}: holds no table of tensors, expected the state dict of a restorer")
     state = {str(name): value for name, value in content.items()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from adapt.cli import main
+from adapt.console import Narrator
 from adapt.errors import AdaptError
 from adapt.generate import PriorShelf
 from adapt.job import run_key
@@ -140,3 +142,11 @@ def test_what_fails_around_a_job_is_one_line(photos, monkeypatch, capsys, troubl
     assert main(["--inputs", str(photos)]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"adapt: {line}") and error.count("\n") == 1
+
+
+def test_seconds_of_stages_outlive_the_process(tmp_path: Path) -> None:
+    for _ in range(2):
+        narrator = Narrator(kept=tmp_path / "seconds.json")
+        with narrator.stage("nap", 1):
+            time.sleep(0.05)
+    assert narrator.seconds["nap"] == json.loads((tmp_path / "seconds.json").read_text())["nap"] >= 0.1

@@ -172,3 +172,12 @@ def test_paths_and_calls_must_agree(override: str, fault: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("default", (override,))
     assert fault in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_no_is_a_word() -> None:
+    overrides = ("finetune.precision=no", "generation.compute.channels_last=no", "generation.compute.offload=true")
+    recipe = load_recipe("default", overrides)
+    assert (recipe.finetune.precision, recipe.generation.compute.channels_last) == ("no", "no")
+    assert recipe.generation.compute.offload is True
+    with pytest.raises(RecipeError, match=r"camera\.enabled"):
+        load_recipe("default", ("camera.enabled=maybe",))

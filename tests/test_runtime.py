@@ -238,3 +238,32 @@ def test_an_onnx_file_keeps_what_its_licence_forbids(tmp_path):
         with pytest.raises(RuntimeFailure, match=r"S-Lab-1\.0.*--non-commercial"):
             load_runtime(place)
         assert load_runtime(place, non_commercial=True).backend == "onnxruntime"
+
+
+def test_an_onnx_file_keeps_that_its_licence_is_unknown_but_forbids(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_onnx(small_compact(), tmp_path / "x.onnx", 8, 64, licence="unknown (local FeMaSR file)", commercial=False)
+    with pytest.raises(RuntimeFailure, match="--non-commercial"):
+        load_runtime(tmp_path / "x.onnx")
+
+
+def test_what_torch_refuses_is_a_failure_of_the_runtime(run_folder, monkeypatch):
+    def fail(self, image):
+        raise RuntimeError("not enough memory: you tried to allocate 9 bytes\nmore")
+
+    served = load_runtime(run_folder / "restorer.safetensors")
+    monkeypatch.setattr(Compact, "forward", fail)
+    with pytest.raises(RuntimeFailure, match=r"night failed on \(1, 3, 64, 64\): not enough memory: .* 9 bytes$"):
+        served(picture(1, 3, 64, 64))
+
+
+def test_a_network_of_one_size_gets_few_small_images_at_once():
+    seen = []
+
+    def forward(image: Tensor) -> Tensor:
+        seen.append(len(image))
+        return image
+
+    restorer(forward, tiles=False, max_pixels=1 << 20, least_pixels=512 * 512)(picture(6, 3, 64, 64))
+    assert seen == [4, 2]

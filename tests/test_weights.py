@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from adapt import weights_table
 from adapt.cli import main
+from adapt.download import download
 from adapt.errors import AdaptError, UsageError
 from adapt.facexlib_nets import load_net
 from adapt.lpips import load_lpips
@@ -59,7 +60,7 @@ def test_the_table_is_well_formed_and_joined_from_both_packages() -> None:
         assert weights.licence and weights.purpose
     assert {weights.name for weights in priors.PUBLISHED} <= set(PRIORS)
     own = (*weights_table.LPIPS, *weights_table.FACEXLIB)
-    listed = (*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, *own)
+    listed = (*priors.PUBLISHED, *priors.DIFFBIR, *priors.CLEANERS, *restorers.PUBLISHED, restorers.SWINIR_FACE, *own)
     rows = {dataclasses.astuple(weights) for weights in listed}
     assert rows == {dataclasses.astuple(weights) for weights in TABLE}  # what both packages list, they list alike
 
@@ -115,6 +116,18 @@ def test_a_part_longer_than_the_file_is_dropped(server: Server, cache: Path) -> 
     (cache / "tiny.safetensors.part").write_bytes(b"x" * (len(CONTENT) + 1))
     (cache / "tiny.safetensors.tag").write_text(f"{server.etag}\n{server.url}\n")
     assert fetch_weights(row(server.url), quiet).read_bytes() == CONTENT
+
+
+def test_a_whole_file_whose_check_was_cut_is_not_fetched_again(server: Server, cache: Path) -> None:
+    def cut(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(server.url, cache / "tiny.safetensors", cut)
+    server.ranges.clear()
+    download(server.url, cache / "tiny.safetensors", lambda _: None)
+    assert (cache / "tiny.safetensors").read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT)}-"] and not list(cache.glob("*.tag"))
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(server: Server, cache: Path) -> None:

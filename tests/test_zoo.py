@@ -11,7 +11,7 @@ from restorers.compact import Compact, ResidualBlock, compact_from_state
 from restorers.downloads import PUBLISHED, SWINIR_GAN
 from restorers.files import sha256_of
 from restorers.spec import RestorerSpec
-from restorers.zoo import LoadedRestorer, ZooError, is_non_commercial, load_restorer, save_restorer
+from restorers.zoo import LoadedRestorer, ZooError, _known_of, is_non_commercial, load_restorer, save_restorer
 
 IMAGE = torch.rand(1, 3, 64, 72, generator=torch.Generator().manual_seed(0))
 
@@ -169,6 +169,13 @@ def test_a_published_file_is_known_by_its_name_or_its_hash(tmp_path, monkeypatch
     torch.save(state, tmp_path / "other.pth")
     hashed = dataclasses.replace(SWINIR_GAN, file="elsewhere.pth", sha256=sha256_of(tmp_path / "renamed.pth"))
     monkeypatch.setattr("restorers.downloads.PUBLISHED", (*PUBLISHED, hashed))
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "weights").mkdir(parents=True)
+    torch.save({**state, "more": torch.zeros(1)}, tmp_path / "pinned.pth")  # no hash is published, but it was fetched
+    record = tmp_path / "cache" / "weights" / f"{SWINIR_GAN.file}.sha256"
+    record.write_text(sha256_of(tmp_path / "pinned.pth") + "\n")
+    assert _known_of(tmp_path / "pinned.pth", sha256_of(tmp_path / "pinned.pth"))["commercial"] == "no"
+    assert _known_of(tmp_path / "face_swinir_v1.ckpt", "")["licence"] == "S-Lab-1.0"
     for name in (SWINIR_GAN.file, "renamed.pth"):
         with pytest.raises(ZooError, match="forbids commercial use"):
             load_restorer(tmp_path / name)
