@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from adapt.identity import load_identity
-from adapt.prior_setup import LOW_PASSES, consistencies, placed, sampled_as_diffbir, texts_for
+from adapt.prior_setup import LOW_PASSES, consistencies, negative_of, placed, sampled_as_diffbir, texts_for
 from adapt.seeds import generator_of
 from pseudo_targets.bank import vary
 from pseudo_targets.color_fix import adain_color_fix, wavelet_color_fix
@@ -139,8 +139,7 @@ class Worker:
             if settings.sampler == "dt_bfr":
                 image = self.released(reference, task.start, generators)
             elif settings.sampler == "diffbir":
-                guided = self.texts is not None and settings.diffbir.prompt_scale != 1
-                negative = self.texts.negative() if guided and self.texts is not None else None
+                negative = negative_of(self.texts, settings)
                 image = sampled_as_diffbir(self.prior, reference, settings, generators, context, negative)
             else:
                 image = refine(self.prior, reference, trajectory, keep, generators, context)

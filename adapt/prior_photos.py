@@ -22,7 +22,7 @@ from adapt.errors import AdaptError, UsageError
 from adapt.face_parsing import FaceParser, load_parser
 from adapt.faces import FaceFinder, align, load_finder, paste_back
 from adapt.generate import recoloured
-from adapt.prior_setup import PriorTexts, faults_of, placed, sampled_as_diffbir, texts_for
+from adapt.prior_setup import PriorTexts, faults_of, negative_of, placed, sampled_as_diffbir, texts_for
 from adapt.restore import RestoreSummary, restore_photos
 from adapt.seeds import generator_of
 from adapt.training import choose_device
@@ -119,8 +119,7 @@ class PriorRestorer:
         """Stage 2 and colour fix, on the CPU, not clamped; `numbers` tell the draws of one photo apart."""
         clean = clean.to(self.device)
         positive = None if self.texts is None else self.texts.positive(photos)
-        guided = self.texts is not None and self.settings.diffbir.prompt_scale != 1
-        negative = self.texts.negative() if guided and self.texts is not None else None
+        negative = negative_of(self.texts, self.settings)
         generators = [generator_of("photo", self.seed, number) for number in numbers]
         drawn = sampled_as_diffbir(self.prior, clean, self.settings, generators, positive, negative)
         return recoloured(drawn, clean, self.settings.color_fix).cpu()

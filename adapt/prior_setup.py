@@ -148,9 +148,10 @@ class PriorTexts:
         words = [joined(caption, self.prompt) for caption in captions]
         return self.embed([*words, self.negative_prompt])[: len(words)]  # all at once, as the tower is large
 
-    def negative(self) -> Tensor:
-        """The context to lead away from, `[1, tokens, width]`."""
-        return self.embed([self.negative_prompt])
+
+def negative_of(texts: PriorTexts | None, settings: Generation) -> Tensor | None:
+    """The context to lead away from, `[1, tokens, width]`; None where guidance over prompts is off."""
+    return None if texts is None or settings.diffbir.prompt_scale == 1 else texts.embed([texts.negative_prompt])
 
 
 def texts_for(prior: str, settings: Generation, device: torch.device) -> PriorTexts | None:

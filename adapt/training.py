@@ -176,9 +176,13 @@ def train(
             state = {name: part.state_dict() for name, part in parts.items()}
             write_torch(checkpoint, {**state, "step": step + 1, "history": history})
             saved = time.monotonic()
-    if not all(bool(parameter.isfinite().all()) for parameter in average.module.parameters()):
-        raise AdaptError(f"weights are not finite after {plan.steps} steps: start again with a lower learning rate")
+    _refuse_broken(average.module, plan.steps)
     return Trained(copy.deepcopy(average.module).eval(), tuple(history))
+
+
+def _refuse_broken(module: nn.Module, steps: int) -> None:
+    if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+        raise AdaptError(f"weights are not finite after {steps} steps: start again with a lower learning rate")
 
 
 def _is_due(step: int, steps: int, log_every: int) -> bool:
