@@ -10,6 +10,7 @@ recipe's `generation` (default: recipe `diffbir`, or `diffbir_v2` for versions 1
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from pseudo_targets.resize import resize_short_edge
 from pseudo_targets.zoo import UnknownPriorError, load_prior
 from recipes.load import RecipeError, load_recipe
 from recipes.schema import Generation
+from restorers.zoo import is_non_commercial
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +195,9 @@ def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
     restorer = load_prior_restorer(
         options.prior, recipe.generation, device, options.aligned, options.upscale, options.seed, options.content
     )
+    for cleaner in (restorer.faces, restorer.rest):
+        if cleaner is not None and is_non_commercial(cleaner.licence):
+            print(f"stage 1 {cleaner.name}: its licence ({cleaner.licence}) forbids commercial use", file=sys.stderr)
     return restore_photos(options.photos, restorer, options.output, None, aligned=True)
 
 

@@ -185,7 +185,9 @@ def test_the_command_writes_photos(tmp_path: Path, capsys: pytest.CaptureFixture
     write_photo(tmp_path / "photo.png", photo())
     words = [str(tmp_path / "photo.png"), "--prior", NAME, "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["regenerate", *words, "--set", "generation.calls=1", "--upscale", "0.5"]) == 0
-    assert "regenerated 1 photos" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "regenerated 1 photos" in said.out
+    assert said.err == "stage 1 swinir-face: its licence (S-Lab-1.0) forbids commercial use\n"
     assert read_photo(tmp_path / "out" / "photo.png").shape == (1, 3, 60, 75)
 
 
