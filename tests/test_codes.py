@@ -13,6 +13,7 @@ from torch import nn
 
 from adapt.console import Narrator
 from adapt.dataset import ImageBank, Lessons
+from adapt.generate import PriorShelf
 from adapt.losses import code_losses
 from adapt.options import _unfit
 from adapt.stages import Job, teach
@@ -74,6 +75,7 @@ def test_what_predicts_codes_learns_and_book_generator_and_fusion_stay(
         base=codeformer,
         narrator=Narrator(),
         workspace=Workspace(tmp_path),
+        shelf=PriorShelf(),
     )
     module, history = teach(cast(Job, job), 1, lessons)
     assert set(history[-1]) == {"step", "code entropy", "code distance"}

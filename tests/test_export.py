@@ -60,6 +60,7 @@ def test_file_is_self_contained_and_carries_the_size_rules(exported):
     assert facts.custom_metadata_map == {
         "name": "small",
         "licence": "Apache-2.0",
+        "commercial": "yes",
         "multiple_of": "8",
         "minimum": "64",
         "tiles": "yes",

@@ -49,7 +49,7 @@ class Denoiser:
         prior = self.prior
         times = torch.full((len(x_t),), timestep)
         context = context.expand(len(x_t), -1, -1)
-        return denoiser_output(prior.unet, prior.control, x_t, times, context, self.condition).float()
+        return denoiser_output(prior.unet, prior.control, x_t, times, context, self.condition).to(x_t.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Whole runs of DiffBIR's second stage with the fixtures' networks and recorded noises."""
 
+import copy
 import re
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from pseudo_targets.diffbir import solvers
 from pseudo_targets.diffbir.denoiser import Corrected, Denoiser
 from pseudo_targets.diffbir.networks import image_multiple
 from pseudo_targets.diffbir.sampling import Settings, restore
-from pseudo_targets.priors import Condition
+from pseudo_targets.priors import Condition, LatentPrior
 from pseudo_targets.resize import pad_to_multiple
 from pseudo_targets.schedule import respace, spaced_timesteps
 from tests.parity.parity_files import arrays, config, names, needs_fixtures, relative, tensors
@@ -31,11 +33,22 @@ SOLVERS = {
 """By their names in `samplers_final`, between the version and the number of steps."""
 
 
-def denoiser(version: str, guided: bool = True, rescale: bool = False) -> Denoiser:
+@lru_cache(maxsize=2)
+def exact_prior(version: str) -> LatentPrior:
+    """The prior in double precision: what differs from a recorded run is then its rounding, not this machine's too."""
+    return copy.deepcopy(tiny_prior(version)).double()
+
+
+def exact(name: str) -> dict[str, torch.Tensor]:
+    """The arrays of one file in double precision."""
+    return {key: value.double() if value.is_floating_point() else value for key, value in tensors(name).items()}
+
+
+def denoiser(version: str, guided: bool = True, rescale: bool = False, double: bool = True) -> Denoiser:
     """The networks under the condition that all recorded runs share."""
-    inputs = tensors("diffbir_traj_inputs")
+    inputs = (exact if double else tensors)("diffbir_traj_inputs")
     return Denoiser(
-        tiny_prior(version),
+        (exact_prior if double else tiny_prior)(version),
         Condition(inputs["c_img"]),
         inputs["c_txt_pos"],
         inputs["c_txt_neg"] if guided else None,
@@ -53,7 +66,7 @@ def test_the_condition_is_the_latent_of_the_image() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", names("traj_spaced_*"))
 def test_spaced_run(name: str) -> None:
-    run, version = tensors(name), "v21" if "_v_" in name else "v1v2"
+    run, version = exact(name), "v21" if "_v_" in name else "v1v2"
     network = denoiser(version, "nocfg" not in name, "rescale" in name)
     outputs, noise = [], Replay(run["noises"])
 
@@ -61,7 +74,7 @@ def test_spaced_run(name: str) -> None:
         outputs.append(network.output(x, timestep))
         return outputs[-1]
 
-    start = tensors("diffbir_traj_inputs")["x_T"]
+    start = exact("diffbir_traj_inputs")["x_T"]
     final = solvers.spaced(output, network.prior.schedule, start, len(run["timesteps"]), noise)
     for ours, theirs in zip(outputs, run["model_output_after_cfg"], strict=True):
         assert relative(ours, theirs) < 1e-4
@@ -72,7 +85,7 @@ def test_spaced_run(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in names("guided_*") if "rgb" in name])
 def test_guided_run(name: str) -> None:
-    run, inputs, network = tensors(name), tensors("diffbir_traj_inputs"), denoiser("v1v2")
+    run, inputs, network = exact(name), exact("diffbir_traj_inputs"), denoiser("v1v2")
     assert float(run["cfg_scale"]) == config("diffbir")["cfg_scale"]
     prior, steps = network.prior, len(run["timesteps"])
     guidance = RestorationGuidance(
@@ -102,24 +115,26 @@ def final_latents() -> list[str]:
 def test_final_latents_of_other_solvers(name: str) -> None:
     found = re.fullmatch(r"(v1v2_eps|v21_v)_(.*?)(\d+)", name)
     assert found and found[2] in SOLVERS, name
-    network = denoiser(found[1].split("_")[0])
-    start = tensors("diffbir_traj_inputs")["x_T"]
+    # Slopes from sigma 1e4 on are differences of large numbers: there the recorded runs' own rounding, found by running
+    # them in double precision, is 1e-3, and the fixtures' README says 1e-3 (for Heun the slopes are taken twice).
+    steep = found[2] in ("edm_euler_", "edm_heun_")
+    network = denoiser(found[1].split("_")[0], double=not steep)
+    start = (tensors if steep else exact)("diffbir_traj_inputs")["x_T"]
     final = SOLVERS[found[2]](network.output, network.prior.schedule, start, int(found[3]), torch.zeros_like)
-    # Heun's corrections at these random networks grow to 60 times the start; the fixtures allow 1e-3.
-    assert relative(final, tensors("samplers_final")[name]) < (1e-3 if "heun" in name else 1e-4)
+    assert relative(final, tensors("samplers_final")[name]) < (1e-3 if steep else 1e-4)
 
 
 @torch.no_grad()
 def test_the_stochastic_solver_of_third_order() -> None:
-    run, network = tensors("sampler_edm_dpmpp_3m_sde"), denoiser("v21", rescale=True)
-    noise, start = Replay(run["noises"]), tensors("diffbir_traj_inputs")["x_T"]
+    run, network = exact("sampler_edm_dpmpp_3m_sde"), denoiser("v21", rescale=True)
+    noise, start = Replay(run["noises"]), exact("diffbir_traj_inputs")["x_T"]
     steps, before, denoised = len(run["sigmas"]) - 1, [], []
 
     def output(x: torch.Tensor, timestep: float) -> torch.Tensor:
-        variance = 1 + run["sigmas"][len(before)].double() ** 2
+        variance = 1 + run["sigmas"][len(before)] ** 2
         answer = network.output(x, timestep)
-        before.append((x * variance.sqrt()).float())
-        denoised.append(((x - (variance - 1).sqrt() * answer) / variance.sqrt()).float())
+        before.append(x * variance.sqrt())
+        denoised.append((x - (variance - 1).sqrt() * answer) / variance.sqrt())
         return answer
 
     final = solvers.edm_dpmpp_3m_sde(output, network.prior.schedule, start, steps, noise)
