@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         goes_on = command in (None, pretrain_command, weights_command)
         return _failed("stopped; run the same command to continue" if goes_on else "stopped", 1)
+    except SystemExit:  # of argparse; what follows would import torch to show a help text
+        raise
     except _surroundings() as error:
         return _failed(_trouble(error), 1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from pseudo_targets.zoo import family_of, load_prior
 from restorers.files import sha256_of
 from tests.end_to_end.runs import write_blobs
 from tests.tiny import tiny_patch_prior
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -150,3 +154,13 @@ def test_seconds_of_stages_outlive_the_process(tmp_path: Path) -> None:
         with narrator.stage("nap", 1):
             time.sleep(0.05)
     assert narrator.seconds["nap"] == json.loads((tmp_path / "seconds.json").read_text())["nap"] >= 0.1
+
+
+def test_a_help_text_needs_no_torch() -> None:
+    program = (
+        "import sys; from adapt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert said.startswith("usage: adapt") and said.endswith("\nFalse\n")
