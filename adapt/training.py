@@ -148,10 +148,9 @@ def train(
         "module": accelerator.unwrap_model(net),
         "average": average,
         "optimizer": optimizer,
+        **({} if accelerator.scaler is None else {"scaler": accelerator.scaler}),
         **(extras or {}),
     }
-    if accelerator.scaler is not None:
-        parts["scaler"] = accelerator.scaler
     start, history = _resume(checkpoint, parts, accelerator.device)
     running: list[dict[str, float]] = []
     saved = time.monotonic()
