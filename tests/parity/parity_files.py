@@ -54,6 +54,12 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+def relative_norm(ours: Tensor, theirs: Tensor) -> float:
+    """Euclidean norm of the difference / that of the reference."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).norm() / theirs.norm())
+
+
 def absolute(ours: Tensor, theirs: Tensor) -> float:
     """max |difference|."""
     assert ours.shape == theirs.shape
