@@ -41,6 +41,7 @@ def finetune(
     first = None
     if base is not None and settings.harm and seen:  # for harm the truth must be known
         first = copy.deepcopy(base).eval().to(accelerator.device)
+        first = first.to(memory_format=layout)  # type: ignore[call-overload]  # not in its stubs
     if settings.adversarial:
         start = seed_of("adversary", seed)
         kind = settings.adversarial_form, settings.discriminator, settings.adversarial_betas
