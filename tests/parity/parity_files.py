@@ -48,16 +48,10 @@ def weights(name: str) -> dict[str, Tensor]:
     return safetensors.torch.load(gzip.decompress((FOLDER / f"{name}.safetensors.gz").read_bytes()))
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """max |difference| / max |reference|."""
+def relative(ours: Tensor, theirs: Tensor, share: float = 1.0) -> float:
+    """max |difference| / max |reference|; the largest difference of this share of the values."""
     assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def relative_norm(ours: Tensor, theirs: Tensor) -> float:
-    """Euclidean norm of the difference / that of the reference."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).norm() / theirs.norm())
+    return float((ours - theirs).abs().quantile(share) / theirs.abs().max())
 
 
 def absolute(ours: Tensor, theirs: Tensor) -> float:
