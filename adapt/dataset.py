@@ -77,13 +77,13 @@ class CleanFolder:
         return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
 
 
-def open_clean(folder: Path, size: int) -> CleanFolder:
-    """The square photos of a folder tree, to be read at `size` pixels.
+def open_clean(folder: Path, size: int, on_photo: Callable[[int, int], None] | None = None) -> CleanFolder:
+    """The square photos of a folder tree, to be read at `size` pixels; `on_photo` is called as by `find_photos`.
 
     Raises:
         AdaptError: the folder holds no square photo; non-square ones are skipped.
     """
-    square = square_photos(folder)
+    square = square_photos(folder, on_photo)
     if not square:
         raise AdaptError(
             f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path"
@@ -102,9 +102,9 @@ def load_clean(folder: Path, size: int) -> ImageBank:
     return ImageBank(torch.cat([clean.read([photo]).half() for photo in clean.photos]))
 
 
-def square_photos(folder: Path) -> list[Photo]:
+def square_photos(folder: Path, on_photo: Callable[[int, int], None] | None = None) -> list[Photo]:
     """The photos that `open_clean` finds, in its order."""
-    return [photo for photo in find_photos(folder).photos if photo.width == photo.height]
+    return [photo for photo in find_photos(folder, on_photo).photos if photo.width == photo.height]
 
 
 def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:

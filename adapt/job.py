@@ -89,7 +89,7 @@ def _run(
     write_json(workspace.root / "command.json", {"command": options.command, "key": key})
     write_text(workspace.root / "recipe.yaml", dump_recipe(recipe))
     gathered = _gather(options, recipe, workspace, narrator)
-    clean = _clean(options, recipe)
+    clean = _clean(options, recipe, narrator)
     uri = options.tracking_uri or default_uri(workspace.root)
     with _tracker(options, workspace, uri) as tracker:
         tracker.params({"recipe": recipe.model_dump(), "restorer": options.restorer, "prior": options.prior})
@@ -192,8 +192,11 @@ def _make_folder(root: Path) -> None:
         ) from error
 
 
-def _clean(options: JobOptions, recipe: Recipe) -> CleanFolder | None:
-    return None if options.clean is None else open_clean(options.clean, recipe.faces.size)
+def _clean(options: JobOptions, recipe: Recipe, narrator: Narrator) -> CleanFolder | None:
+    if options.clean is None:
+        return None
+    with narrator.stage("clean photos", None) as advance:
+        return open_clean(options.clean, recipe.faces.size, lambda done, _: advance(done))
 
 
 def _mapper(options: JobOptions, device: torch.device) -> Mapper:
