@@ -101,5 +101,6 @@ def align_tone(image: Tensor, reference: Tensor) -> Tensor:
     """Fits gain and offset of each channel of each image to the reference by least squares."""
     mean_i, mean_r = image.mean((2, 3), keepdim=True), reference.mean((2, 3), keepdim=True)
     centred = image - mean_i
-    gain = (centred * (reference - mean_r)).mean((2, 3), keepdim=True) / centred.square().mean((2, 3), keepdim=True)
+    variance = centred.square().mean((2, 3), keepdim=True).clamp(min=1e-8)  # a channel may be all black
+    gain = (centred * (reference - mean_r)).mean((2, 3), keepdim=True) / variance
     return centred * gain + mean_r

@@ -42,7 +42,9 @@ ABLATIONS: dict[str, Ablation] = {
     "without perceptual loss": _first_round(CAMERA, "finetune.perceptual=0"),
     "without harm loss": _first_round(CAMERA, "finetune.harm=0"),
     "a quarter photos by confidence": _first_round(CAMERA, "finetune.camera_share=0.75"),
-    "a quarter photos": _first_round(CAMERA, "finetune.camera_share=0.75", "finetune.confidence=false"),
+    "a quarter photos without confidence": _first_round(
+        CAMERA, "finetune.camera_share=0.75", "finetune.confidence=false"
+    ),
     "fixed start": _first_round(BANK, "generation.start=fixed", "generation.start_timesteps=[200]"),
     "published filter": _first_round(BANK, "generation.filter=published"),
     "one draw": _first_round(BANK, "generation.realism=1", "generation.candidates=1"),
@@ -60,13 +62,17 @@ def prepare(options: JobOptions, ours: Path, ablation: Ablation) -> JobOptions:
     changed = replace(options, overrides=(*options.overrides, *ablation.settings))
     if changed.output is None or changed.output.is_dir():
         return changed
-    changed.output.mkdir(parents=True)
-    write_json(changed.output / "command.json", {"command": changed.command, "key": run_key(changed)})
+    part = changed.output.with_name(f"{changed.output.name}.part")
+    if part.is_dir():  # of a copy that was killed
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    write_json(part / "command.json", {"command": changed.command, "key": run_key(changed)})
     for name in ablation.keeps:
-        source, target = ours / name, changed.output / name
+        source, target = ours / name, part / name
         if source.is_dir():
             shutil.copytree(source, target)
         elif source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    part.rename(changed.output)
     return changed

@@ -5,6 +5,7 @@ Every row but the supervised ones sees photos alone. The ones that may open refe
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Sequence
@@ -15,31 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from adapt.cluster import InProcessMapper
 from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
-from adapt.finetune import distance_of, finetune
+from adapt.errors import UsageError
+from adapt.finetune import distance_of, finetune, plan_of
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
 from adapt.job import run_job
 from adapt.judge import restore_all
 from adapt.options import JobOptions
-from adapt.seeds import seed_of
-from adapt.training import TrainingPlan, make_accelerator, train
+from adapt.seeds import generator_of, seed_of
+from adapt.targets import make_bank
+from adapt.training import layout_of, make_accelerator, train
 from adapt.workspace import read_tensors
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_quality, load_removal
 from pseudo_targets.tone import ToneChange
 from recipes.schema import Finetune, Recipe
 from restorers.degradations import GenericDegradation
-from restorers.zoo import load_restorer
+from restorers.parts import merged, pupil_of
+from restorers.zoo import LoadedRestorer, load_restorer
 
 CPU = torch.device("cpu")
 DT_BFR = (
-    "faces.maximum=192",
     "camera.bank=192",  # what the adversary holds for real, as many drawn faces as the default recipe has
     "generation.control_strength=1",  # this prior can be steered
     "generation.filter_factor=2",  # blocks of 8 px, as the default recipe's
     "generation.batch=8",
-    "finetune.batch=8",
-    "finetune.accumulate=1",
     "finetune.learning_rate=2e-4",
     "finetune.ema_decay=0.99",
     "finetune.perceptual_net=removal",  # LPIPS is not at hand everywhere, and the embedded network is
@@ -52,13 +54,26 @@ kinds of losses and missing gates stay."""
 
 @dataclass(frozen=True)
 class Ground:
-    """What all rows share: photos that teach `[N, 3, S, S]`, the recipe, a folder for checkpoints."""
+    """What all rows share: the photos of the job `[N, 3, S, S]`, its recipe, a folder for checkpoints, the start."""
 
     photos: Tensor
     recipe: Recipe
     folder: Path
-    base: nn.Module
-    steps: int
+    restorer: LoadedRestorer
+
+    @property
+    def base(self) -> nn.Module:
+        """The network that every row starts from."""
+        return self.restorer.module.eval()
+
+    @property
+    def steps(self) -> int:
+        """What all rounds of the recipe have."""
+        return self.recipe.finetune.steps * self.recipe.rounds
+
+    def seed(self, name: str) -> int:
+        """Of the draws that a row makes."""
+        return seed_of("benchmark", name, self.recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,9 @@ class Run:
         """What ships."""
         return load_restorer(self.folder / "restorer.safetensors").module
 
-    def bank(self) -> Tensor:
-        """The clean faces it drew."""
-        files = sorted((self.folder / "bank").glob("*.safetensors"))
-        return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
+    def seconds(self) -> float:
+        """What it took when it was done, however often it was started."""
+        return float(json.loads((self.folder / "done.json").read_text())["seconds"])
 
 
 def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str]) -> JobOptions:
@@ -92,7 +106,16 @@ def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str
         overrides=tuple(overrides),
         aligned=True,
         tracking=False,
+        device="cpu",  # as the rows beside it
     )
+
+
+def dt_bfr_settings(recipe: Recipe) -> tuple[str, ...]:
+    """DT-BFR's recipe for the same photos, batch and steps as `recipe`."""
+    finetune, faces = recipe.finetune, recipe.faces.model_dump(exclude_none=True)
+    same = [f"faces.{name}={value}" for name, value in faces.items()]
+    same += [f"finetune.batch={finetune.batch}", f"finetune.accumulate={finetune.accumulate}"]
+    return (*DT_BFR, *same, f"finetune.steps={finetune.steps * recipe.rounds}", f"seed={recipe.seed}")
 
 
 def adapt(options: JobOptions) -> Run:
@@ -102,14 +125,45 @@ def adapt(options: JobOptions) -> Run:
     return Run(run, tuple(reports))
 
 
+def bank_of(ground: Ground, run: Run) -> Tensor:
+    """The clean faces that a run has drawn; one that ended before it drew any gets them here."""
+    settings, generation = ground.recipe.camera, ground.recipe.generation
+    files = sorted((run.folder / "bank").glob("*.safetensors"))
+    if files:
+        return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
+    sources = restore_all(ground.base, ground.photos)
+    factory = WorkerFactory(ground.base, "mini", generation, ground.recipe.gate, "cpu")
+    path, seed = (settings.bank_start, settings.bank_calls), seed_of("bank", ground.recipe.seed)
+    folder = ground.folder / "bank"
+    return make_bank(settings.bank, sources, path, folder, factory, InProcessMapper(), seed, lambda done: None)
+
+
 def teach(ground: Ground, lessons: Lessons, settings: Finetune, name: str) -> nn.Module:
     """The base restorer finetuned on `lessons` for the common number of steps."""
     settings = settings.model_copy(update={"steps": ground.steps})
-    accelerator = make_accelerator(CPU, settings.precision)
-    path = ground.folder / f"{name}.pt"
-    seed = seed_of("benchmark", name, ground.recipe.seed)
-    distance = distance_of(settings, load_removal(), CPU)
-    return finetune(ground.base, lessons, settings, distance, accelerator, path, seed, base=ground.base).module
+    accelerator, seed = make_accelerator(CPU, settings.precision), ground.seed(name)
+    path = _checkpoint(ground, name, lessons.bank.images, lessons.photos, lessons.means, *_shot(ground, lessons.camera))
+    distance, pupil = distance_of(settings, load_removal(), CPU), _pupil(ground)
+    trained = finetune(pupil, lessons, settings, distance, accelerator, path, seed, base=ground.base)
+    return merged(trained.module, ground.base)
+
+
+def _pupil(ground: Ground) -> nn.Module:
+    settings = ground.recipe.finetune
+    return pupil_of(ground.restorer, settings.parts, settings.rank, generator_of("lora", ground.recipe.seed))
+
+
+def _checkpoint(ground: Ground, name: str, *data: Tensor) -> Path:
+    """Where a row's training is kept: another recipe or other images begin anew."""
+    key = hashlib.sha256(ground.recipe.model_dump_json().encode())
+    for tensor in data:
+        key.update(tensor.contiguous().numpy().tobytes())
+    return ground.folder / f"{name}-{key.hexdigest()[:8]}.pt"
+
+
+def _shot(ground: Ground, camera: Degrade | None) -> list[Tensor]:
+    """One image through the camera, which tells it from others."""
+    return [] if camera is None else [camera(ground.photos[:1], Generator().manual_seed(0))]
 
 
 def generic_steps(ground: Ground, bank: Tensor) -> nn.Module:
@@ -131,12 +185,13 @@ def through_camera(ground: Ground, bank: Tensor, camera: Degrade, name: str) -> 
     return teach(ground, _lessons(ground, bank, camera), settings, name)
 
 
-def camera_of_true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> Degrade:
-    """Our camera model, fitted on true pairs: what a perfect clean side would give."""
+def true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> nn.Module:
+    """The bank seen through our camera model, fitted on true pairs: what a perfect clean side would give."""
     settings = ground.recipe.camera
     plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-    bank, seed = colored_like(ground.photos, bank), seed_of("true pairs")
-    return fit_camera(references, ground.photos, bank, plan, seed, tone=_true_tone(references, ground.photos))
+    faces, tone = colored_like(ground.photos, bank), _true_tone(references, ground.photos)
+    camera = fit_camera(references, ground.photos, faces, plan, ground.seed("true pairs"), tone=tone)
+    return through_camera(ground, bank, camera, "true_pair_camera")
 
 
 def _true_tone(references: Tensor, photos: Tensor) -> ToneChange:
@@ -144,33 +199,39 @@ def _true_tone(references: Tensor, photos: Tensor) -> ToneChange:
     clean, seen = F.avg_pool2d(references, 4), F.avg_pool2d(photos, 4)
     means = clean.mean((0, 2, 3)), seen.mean((0, 2, 3))
     centred, wanted = (image - mean.view(1, 3, 1, 1) for image, mean in zip((clean, seen), means, strict=True))
-    gain = (centred * wanted).sum() / centred.square().sum()
+    gain = (centred * wanted).sum() / centred.square().sum().clamp(min=1e-8)
     left = wanted.mean((2, 3)) - gain * centred.mean((2, 3))
     values, vectors = torch.linalg.eigh(torch.cov(left.T))
     return ToneChange(gain, means[1] - gain * means[0], vectors * values.clamp(min=0).sqrt())
 
 
 def given_camera(name: str) -> Degrade:
-    """A simulator `module:function` that takes clean images `[B, 3, S, S]` and a generator."""
+    """A simulator `module:function` that takes clean images `[B, 3, S, S]` and a generator.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
     module, _, function = name.partition(":")
-    camera: Degrade = getattr(importlib.import_module(module), function)
+    try:
+        camera: Degrade = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--camera {name}: {error}; expected MODULE:FUNCTION, as benchmarks.cameras:film") from error
     return camera
 
 
 def oracle(ground: Ground, references: Tensor) -> nn.Module:
     """The same network, steps, batch and schedule on true pairs."""
-    settings = ground.recipe.finetune
+    settings, pupil = ground.recipe.finetune.model_copy(update={"steps": ground.steps}), _pupil(ground)
+    layout = layout_of(pupil)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         index = torch.randint(len(ground.photos), (settings.batch,), generator=generator)
-        photos = ground.photos[index].contiguous(memory_format=torch.channels_last)
+        photos = ground.photos[index].contiguous(memory_format=layout)
         return {"pixel": (net(photos).float() - references[index]).abs().mean()}
 
-    plan = TrainingPlan(
-        ground.steps, settings.learning_rate, settings.warmup, ema_decay=settings.ema_decay, clip=settings.clip
-    )
-    accelerator = make_accelerator(CPU, settings.precision)
-    return train(ground.base, losses, plan, accelerator, ground.folder / "oracle.pt").module
+    accelerator, plan = make_accelerator(CPU, settings.precision), plan_of(settings, ground.seed("oracle"))
+    trained = train(pupil, losses, plan, accelerator, _checkpoint(ground, "oracle", ground.photos, references))
+    return merged(trained.module, ground.base)
 
 
 def targets_of(ground: Ground, photos: Tensor) -> Tensor:
@@ -181,7 +242,7 @@ def targets_of(ground: Ground, photos: Tensor) -> Tensor:
     means = []
     for index, photo in enumerate(photos):
         start = start_of(photo, quality.removal, settings)
-        task = TargetTask((str(index),), photo[None], start, (seed_of("test target", index),))
+        task = TargetTask((str(index),), photo[None], start, (ground.seed(f"test target {index}"),))
         means.append(worker.targets(task)[0].mean)
     return torch.stack(means)
 

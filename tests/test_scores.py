@@ -10,8 +10,9 @@ from torch import Tensor
 from adapt import evaluate
 from adapt.evaluate import blocks_of, niqe
 from adapt.photos import find_photos, read_photo
-from benchmarks import oracle_gap
-from benchmarks.oracle_gap import Pairs, mean_lpips, score, show
+from benchmarks import oracle_table
+from benchmarks.oracle_pairs import Pairs
+from benchmarks.oracle_table import mean_lpips, score, show
 from restorers.degradations import resize
 from tests.tiny import blobs
 
@@ -74,26 +75,27 @@ def test_lpips_is_a_mean_over_all_test_photos() -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_columns_are_there_with_their_networks(there, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     pytest.importorskip("piq")
-    monkeypatch.setattr(oracle_gap, "find_spec", lambda name: there or None)
-    monkeypatch.setattr(oracle_gap, "niqe", lambda images: 4.25)
+    monkeypatch.setattr(oracle_table, "find_spec", lambda name: there or None)
+    monkeypatch.setattr(oracle_table, "niqe", lambda images: 4.25)
     test = Pairs(blobs(2, 128), blobs(2, 128, seed=1))
     better = test.photos.lerp(test.references, 0.5)
     lpips = distance if there else None
     images = {"untouched": test.photos, "ours": better, "oracle": test.references}
     rows = {name: score(image, test, test.photos, lpips) for name, image in images.items()}
-    show({"rows": rows})
+    show({"rows": rows, "seconds": {"ours": 12.4}})
     head, _, *lines = capsys.readouterr().out.splitlines()
-    assert ("| LPIPS | LPIPS aligned | NIQE |" in head) == ("LPIPS" in head) == there
+    assert ("| LPIPS | LPIPS aligned | NIQE | NIQE aligned | seconds |" in head) == ("LPIPS" in head) == there
     assert {line.count("|") for line in lines} == {head.count("|")}
     if there:
         assert rows["oracle"]["lpips"] == 0 < rows["ours"]["lpips"] < rows["untouched"]["lpips"]
-        assert lines[0].endswith(f"{rows['untouched']['lpips_aligned']:.4f} | 4.2500 |")
+        assert lines[0].endswith(f"{rows['untouched']['lpips_aligned']:.4f} | 4.2500 | 4.2500 |  |")
+        assert lines[1].endswith("| 12 |")
     else:
         assert not {"lpips", "lpips_aligned", "niqe"} & rows["ours"].keys()
 
 
 def test_one_test_photo_or_small_ones_have_no_niqe(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("piq")
-    monkeypatch.setattr(oracle_gap, "find_spec", lambda name: True)
+    monkeypatch.setattr(oracle_table, "find_spec", lambda name: True)
     for images in (blobs(1, 128), blobs(2, 64)):
         assert "niqe" not in score(images, Pairs(images, images), images)

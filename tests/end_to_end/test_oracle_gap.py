@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 
 from benchmarks import oracle_gap, oracle_rows
+from benchmarks.oracle_table import gap_closed
 from tests.end_to_end.runs import short_settings, write_blobs
 
 pytest.importorskip("piq")
@@ -19,22 +21,25 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
         write_blobs(folder / name, 12 if name == "adapt" else 6)
     for photo in sorted((folder / "adapt").iterdir()):
         (references / photo.name).write_bytes(photo.read_bytes())
-    adapt = oracle_rows.adapt
 
-    def blind(*arguments: object) -> oracle_rows.Run:
-        references.rename(away)  # what is not there cannot be read
-        try:
-            return adapt(*arguments)
-        finally:
-            away.rename(references)
+    def blind(work: Callable[..., object]) -> Callable[..., object]:
+        def blindfolded(*arguments: object) -> object:
+            references.rename(away)  # what is not there cannot be read
+            try:
+                return work(*arguments)
+            finally:
+                away.rename(references)
+
+        return blindfolded
 
     command = ["oracle_gap", "--adapt", folder / "adapt", "--test", folder / "test", "--references", references]
-    command += [*short_settings(), "--ablations", "one round,without camera", "--clean", folder / "test"]
+    command += [*short_settings(), "--ablations", "without camera", "--clean", folder / "test"]
     command += ["--json", folder / "result.json"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oracle_rows, "adapt", blind)
+        for name in ("adapt", "generic_steps", "self_distilled", "targets_of"):
+            patch.setattr(oracle_rows, name, blind(getattr(oracle_rows, name)))
         short = ("generation.calls=2", "generation.start_timesteps=[8]", "generation.end_timestep=0")
-        patch.setattr(oracle_gap, "DT_BFR", (*oracle_rows.DT_BFR, *short))
+        patch.setattr(oracle_rows, "DT_BFR", (*oracle_rows.DT_BFR, *short))
         patch.setattr("sys.argv", [str(word) for word in command])
         oracle_gap.main()
     return json.loads((folder / "result.json").read_text())
@@ -55,12 +60,14 @@ def test_an_ablation_that_changes_nothing_changes_nothing(result: dict) -> None:
 
 def test_the_keys_that_are_promised_are_there(result: dict) -> None:
     for key in ("oracle_gap_closed", "oracle_gap_closed_aligned"):
-        assert set(result[key]) == {"psnr", "ssim", "haarpsi"}
+        assert set(result[key]) >= {"psnr", "ssim", "haarpsi"}
     assert 0 <= result["harm_rate"] <= 1 and result["seeds"] == [0]
-    assert result["seconds"]["ours"] > 0 and result["recipe"]["finetune"]["steps"] == 6
+    assert {"ours", "targets", "oracle"} <= result["seconds"].keys() and result["seconds"]["ours"] > 0
+    assert result["recipe"]["finetune"]["steps"] == 6
 
 
 def test_the_untouched_row_closes_nothing_and_the_oracle_all(result: dict) -> None:
-    assert oracle_gap.gap_closed(result["rows"], "untouched")["psnr"] == 0
-    assert oracle_gap.gap_closed(result["rows"], "oracle")["psnr"] == 1
+    gains = result["oracle_gain"]["psnr"] >= 0.1  # six steps on blobs may gain too little
+    assert gap_closed(result["rows"], "untouched")["psnr"] == (0 if gains else None)
+    assert gap_closed(result["rows"], "oracle")["psnr"] == (1 if gains else None)
     assert result["rows"]["untouched"]["harm_rate"] == 0
