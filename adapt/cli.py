@@ -83,17 +83,33 @@ def adapt_command(given: list[str]) -> int:
         "--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: adapt_runs/<name>-<key>)")
-    parser.add_argument("--recipe", default="default", metavar="NAME", help="preset or YAML file (see: adapt recipes)")
+    parser.add_argument(
+        "--recipe", default="default", metavar="NAME", help="preset or YAML file (default: default; see: adapt recipes)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face: find nothing")
-    parser.add_argument("--clean", type=Path, metavar="DIR", help="clean aligned faces to use in place of drawn ones")
-    parser.add_argument("--restorer", default="compact", metavar="NAME|FILE", help="restorer to adapt")
+    parser.add_argument(
+        "--clean", type=Path, metavar="DIR", help="8 or more clean aligned faces to use in place of drawn ones"
+    )
+    parser.add_argument(
+        "--restorer",
+        default="compact",
+        metavar="NAME|FILE",
+        help="restorer to adapt (default: compact; see: adapt weights list)",
+    )
     parser.add_argument("--non-commercial", action="store_true", help=NON_COMMERCIAL_HELP)
-    parser.add_argument("--prior", default="mini", metavar="NAME|DIR", help="diffusion prior, or what pretrain left")
+    parser.add_argument(
+        "--prior", default="mini", metavar="NAME|DIR", help="diffusion prior, or what pretrain left (default: mini)"
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (default: a database in the run folder)")
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
-    parser.add_argument("--ray", metavar="auto|ADDRESS", help="spread generation over a Ray cluster")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
+    parser.add_argument("--ray", metavar="auto|local|ADDRESS", help="spread generation over a Ray cluster")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where to compute (default: auto, CUDA if it is there)",
+    )
     options = parser.parse_args(given)
     from adapt.job import run_job
     from adapt.options import JobOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, printable
 from adapt.photos import Photo, find_photos, read_photo
 from pseudo_targets.bank import color_of, has_color
 from recipes.schema import Finetune
@@ -86,7 +86,7 @@ def open_clean(folder: Path, size: int, on_photo: Callable[[int, int], None] | N
     square = square_photos(folder, on_photo)
     if not square:
         raise AdaptError(
-            f"{folder}: 0 square photos, expected aligned clean images; align them first or check the path"
+            f"{printable(folder)}: 0 square photos, expected aligned clean images; align them first or check the path"
         )
     return CleanFolder(tuple(square), size)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import torch
 
@@ -17,12 +18,11 @@ from pseudo_targets.downloads import WeightsError
 from pseudo_targets.embedded import load_mini, load_quality
 from restorers.zoo import ZooError, load_restorer
 
-NEEDED = (
-    "torch", "diffusers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "onnx", "onnxruntime", "mlflow",
-)  # fmt: skip
+DISTRIBUTION = "adapt-restorer"
 EXTRAS = {
     "ray": "generation on a cluster (--ray): pip install 'ray[tune]'",
     "facexlib": "a stronger face finder and identity scores: pip install facexlib",
+    "transformers": "DiffBIR's published priors: pip install transformers",
     "spandrel": "published restorers as --restorer FILE: pip install spandrel",
     "spandrel-extra-arches": "CodeFormer and FeMaSR, not for commercial use: pip install spandrel-extra-arches",
     "pillow-heif": "HEIC photos: pip install pillow-heif",
@@ -33,7 +33,7 @@ def examine(say: Callable[[str], None]) -> int:
     """Prints the state of the installation; returns 0 when the main job can run, else 1."""
     say(f"python {platform.python_version()} on {platform.platform()} ({sys.executable})")
     healthy = True
-    for name in NEEDED:
+    for name in _needed():
         found = _version(name)
         healthy &= found is not None
         say(f"  {name:21} {found or f'MISSING, needed: pip install {name}'}")
@@ -56,6 +56,15 @@ def examine(say: Callable[[str], None]) -> int:
     say(f"published weights: {', '.join(here) or 'none'} here; see `adapt weights list`")
     say("ready: adapt --inputs DIR" if healthy else "not ready: see the lines above")
     return 0 if healthy else 1
+
+
+def _needed() -> list[str]:
+    """What the package requires, extras left out."""
+    try:
+        required = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        return []  # run from its folder, not installed: what it needs stands nowhere
+    return [re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line]
 
 
 def _compact() -> object:

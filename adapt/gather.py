@@ -105,7 +105,7 @@ def gather(
         for name in names
         if name in with_faces - kept_photos
     ]
-    _refuse_too_few(printable(inputs), kept, len(found.photos), settings, finder is not None)
+    _refuse_too_few(printable(inputs), kept, len(found.photos), settings, finder is not None, refused)
     notes = [(printable(path), note) for path, note in found.notes]
     if len(kept) < len(faces):
         left = f"{len(faces) - len(kept)} of {len(faces)} faces are left out: faces.maximum is {settings.maximum}"
@@ -120,12 +120,21 @@ def load_crops(folder: Path, faces: Sequence[FaceRecord]) -> Tensor:
     return torch.cat([read_photo(folder / "faces" / f"{face.id}.png") for face in faces])
 
 
-def _refuse_too_few(inputs: str, faces: Sequence[FaceRecord], photos: int, settings: Faces, found: bool) -> None:
+def _refuse_too_few(
+    inputs: str,
+    faces: Sequence[FaceRecord],
+    photos: int,
+    settings: Faces,
+    found: bool,
+    refused: Sequence[tuple[str, str]],
+) -> None:
     if len(faces) < settings.minimum:
+        unused = f"; files not used: {len(refused)}, the first: {': '.join(refused[0])}" if refused else ""
         raise AdaptError(
             f"{inputs}: {len(faces)} faces in {photos} photos, expected at least {settings.minimum}: "
             "a camera cannot be learned, nor the result judged, from fewer; add photos"
             + (" (or --aligned if each photo is one aligned face)" if found else "")
+            + unused
         )
     teaching = sum(not face.held_out for face in faces)
     if teaching < FEWEST_TARGETS or teaching == len(faces):  # few photos of many faces

@@ -21,7 +21,7 @@ from adapt.gather import Gathered, gather
 from adapt.options import Checked, JobOptions, checked, cleaner_of
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
-from adapt.summary import write_outputs
+from adapt.summary import consequence, licence_parts, write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device
 from adapt.workspace import Workspace, fingerprint, write_json, write_text
@@ -30,6 +30,9 @@ from pseudo_targets.embedded import embedded_sha256, load_quality
 from pseudo_targets.zoo import PRIORS, family_of
 from recipes.load import dump_recipe
 from recipes.schema import Recipe
+
+FEWEST_CLEAN = 8
+"""Of `--clean`; fewer faces would teach themselves alone."""
 
 
 def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
@@ -110,6 +113,9 @@ def _run(
             cleaner,
             asked.prior_licence,
         )
+        parts = licence_parts(job)
+        if any(forbids for _, forbids in parts.values()):
+            narrator.say(f"licence of the result: {consequence(parts)}")
         adapted: Adapted = adapt(job)
         # A run that was stopped has spent more than this process knows of.
         known = sum(sum(report.seconds.values()) for report in adapted.rounds)
@@ -196,7 +202,13 @@ def _clean(options: JobOptions, recipe: Recipe, narrator: Narrator) -> CleanFold
     if options.clean is None:
         return None
     with narrator.stage("clean photos", None) as advance:
-        return open_clean(options.clean, recipe.faces.size, lambda done, _: advance(done))
+        clean = open_clean(options.clean, recipe.faces.size, lambda done, _: advance(done))
+    if len(clean.photos) < FEWEST_CLEAN:
+        raise AdaptError(
+            f"--clean {printable(options.clean)}: {len(clean.photos)} square photos, expected at least {FEWEST_CLEAN}: "
+            "add clean aligned faces, or leave --clean out and the prior draws them"
+        )
+    return clean
 
 
 def _mapper(options: JobOptions, device: torch.device) -> Mapper:

@@ -11,8 +11,10 @@ from adapt.report import harm_of, verdict_of
 from adapt.results import RunSummary
 from adapt.workspace import write_text
 
-LIMITS = """\
+FITTED = """\
 - It is fitted to one camera. On photos of another kind expect no gain over the restorer it started from, or a loss.
+"""
+LIMITS = """\
 - The scores were reached without ground truth: they say that photos look cleaner and still agree with what was
   photographed, not that each detail is true.
 - Restored detail is partly invented. Do not use it to identify people or as evidence.
@@ -52,13 +54,13 @@ def model_card(summary: RunSummary) -> str:
         "## Data",
         f"{summary.photos} photos from `{_code(summary.inputs)}`, {summary.faces} faces: {summary.adapt_faces} taught, "
         f"{summary.held_out_faces} were held out to judge; {len(summary.refused)} photos were not used. "
-        "The photos have no labels: the restorer learned from pseudo targets that the prior made of them.",
+        + _lessons(summary),
         "## Camera",
         _camera(summary),
         "## Scores",
         _scores(summary),
         "## Limits",
-        LIMITS,
+        (FITTED if summary.adapted else "") + LIMITS,
         "## Licences",
         _table(("part", "licence"), [(_text(name), _text(licence)) for name, licence in summary.licences.items()]),
         "## How to load it",
@@ -69,13 +71,25 @@ def model_card(summary: RunSummary) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _lessons(summary: RunSummary) -> str:
+    if not summary.adapted:
+        return "The photos have no labels. Nothing that was learned from them was kept."
+    if not summary.seen_share:
+        return "The photos have no labels: the restorer learned from pseudo targets that the prior made of them."
+    also = "" if summary.seen_share == 1 else " and from the pseudo targets themselves"
+    return (
+        "The photos have no labels. The prior made pseudo targets of them; from these pairs the camera was learned, "
+        f"and the restorer learned from clean faces seen through it{also}."
+    )
+
+
 def _camera(summary: RunSummary) -> str:
     if not summary.camera_images:
         return "No camera was learned in this run."
     names = ", ".join(_text(name) for name in summary.camera_images)
     return (
         "A model of the camera (mean response and noise) was fitted on pairs of pseudo target and photo and made "
-        f"most of the training pairs. The report shows it: {names}."
+        f"{summary.seen_share:.0%} of the training pairs. The report shows it: {names}."
     )
 
 
@@ -109,22 +123,22 @@ def _loading(summary: RunSummary) -> str:
         file = summary.files.get(kind)
         return _code(os.path.relpath(file, summary.run_dir)) if file else default
 
-    weights = name("restorer", "restorer.safetensors")
+    weights, allowed = name("restorer", "restorer.safetensors"), "" if summary.commercial else " --non-commercial"
     return f"""\
 On the command line, for aligned faces and whole photos:
 
 ```
-adapt restore PHOTOS --restorer {weights} --output restored
+adapt restore PHOTOS --restorer {weights} --output restored{allowed}
 ```
 
 {_spandrel(weights) if summary.spandrel_alone else _runtime(weights, summary.commercial)}
 
-{_onnx(name("onnx", ""))}"""
+{_onnx(name("onnx", ""), summary.multiple_of, summary.minimum)}"""
 
 
 def _spandrel(weights: str) -> str:
     return f"""\
-With spandrel, and so in the programs built on it:
+With spandrel (`pip install spandrel`), and so in the programs built on it:
 
 ```python
 from spandrel import ModelLoader
@@ -137,7 +151,7 @@ restored = restorer(image)  # [1, 3, H, W], RGB, 0 to 1
 def _runtime(weights: str, commercial: bool) -> str:
     allowed = "" if commercial else ", non_commercial=True"
     return f"""\
-In Python:
+In Python, with `adapt` installed:
 
 ```python
 from pathlib import Path
@@ -151,11 +165,12 @@ spandrel opens the file too, where it knows the network; its output is the netwo
 noise are left to the caller."""
 
 
-def _onnx(file: str) -> str:
+def _onnx(file: str, multiple_of: int, minimum: int) -> str:
     if not file:
         return "There is no ONNX file: this network could not be exported."
     return f"""\
-With onnxruntime, without torch:
+With onnxruntime, without torch. H and W must be multiples of {multiple_of} and at least {minimum} (the file's \
+metadata say so): pad by mirroring and cut the result. `load_runtime` does that, and restores large images in tiles.
 
 ```python
 import onnxruntime

@@ -42,7 +42,9 @@ def faults_of(prior: str, settings: Generation) -> list[str]:
         f"caption {settings.caption!r}": settings.caption,
     }
     known = ", ".join(VERSIONS)
-    return [f"generation.{what}: prior {prior!r} has none, expected one of {known}" for what, on in asked.items() if on]
+    return [
+        f"generation.{what}: prior {prior!r} has none; give --prior, one of {known}" for what, on in asked.items() if on
+    ]
 
 
 def _unsuited(prior: str, settings: Generation) -> list[str]:

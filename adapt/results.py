@@ -90,7 +90,13 @@ class RunSummary:
     adapted: bool
     distance_to_base: float
     commercial: bool = True
-    """Whether the base restorer may be used commercially."""
+    """Whether the result may be used commercially."""
+    seen_share: float = 1.0
+    """Share of the training pairs that were clean faces seen through the learned camera."""
+    multiple_of: int = 1
+    """What the sides of an image must be multiples of in the ONNX file."""
+    minimum: int = 1
+    """Shortest side of an image there."""
     spandrel_alone: bool = True
     """Whether the weights file, opened by spandrel, gives images in `[0, 1]` of the input's size without more."""
     files: dict[str, Path] = field(default_factory=dict)

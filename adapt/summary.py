@@ -25,6 +25,7 @@ from adapt.workspace import read_tensors, write_jsonl
 from pseudo_targets.camera import LearnedCamera
 from recipes.load import dump_recipe
 from restorers.export import ExportError, export_onnx
+from restorers.spec import RestorerSpec
 from restorers.zoo import is_non_commercial, save_restorer
 
 SHOWN = 12  # examples of each kind in the report
@@ -37,7 +38,7 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     with job.narrator.stage("export and report", 1) as advance:
         spec = adapted.restorer.spec
         if adapted.changed:
-            spec = replace(spec, licence=inherited_licence(spec.licence, _parts(job)))
+            spec = replace(spec, licence=inherited_licence(spec.licence, licence_parts(job)))
         save_restorer(replace(adapted.restorer, spec=spec), files["restorer.safetensors"])
         try:
             export_onnx(
@@ -53,7 +54,7 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
         except ExportError as error:  # the weights serve all the same
             job.narrator.say(f"no restorer.onnx: {error}")
         write_jsonl(job.workspace.manifest, manifest_rows(job, adapted))
-        summary = summarise(job, adapted, inputs, command, seconds)
+        summary = summarise(job, adapted, spec, inputs, command, seconds)
         write_model_card(summary, files["model_card.md"])
         write_report(summary, files["report.html"])
         grid = root / "held_out.png"
@@ -67,8 +68,8 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
     return summary
 
 
-def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: float) -> RunSummary:
-    """Collects what report and model card say."""
+def summarise(job: Job, adapted: Adapted, spec: RestorerSpec, inputs: str, command: str, seconds: float) -> RunSummary:
+    """Collects what report and model card say; `spec` is that of the result."""
     gathered, root = job.gathered, job.workspace.root
     accepted, rejected = _target_examples(job, adapted)
     onnx = root / "restorer.onnx"
@@ -92,7 +93,10 @@ def summarise(job: Job, adapted: Adapted, inputs: str, command: str, seconds: fl
         prior=job.prior,
         seconds=seconds,
         adapted=adapted.changed,
-        commercial=job.restorer.spec.commercial,
+        commercial=spec.commercial and not is_non_commercial(spec.licence),
+        seen_share=job.recipe.finetune.camera_share if job.recipe.camera.enabled else 0.0,
+        multiple_of=spec.multiple_of,
+        minimum=spec.minimum,
         spandrel_alone=job.restorer.spec.commercial and getattr(job.restorer.module, "plain", True),
         distance_to_base=distance(job.restorer.module, adapted.restorer.module),
         files={"restorer": root / "restorer.safetensors"} | ({"onnx": onnx} if onnx.is_file() else {}),
@@ -204,7 +208,7 @@ def _tone_words(camera: LearnedCamera) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _parts(job: Job) -> dict[str, tuple[str, bool]]:
+def licence_parts(job: Job) -> dict[str, tuple[str, bool]]:
     """What a run is made of: the licence of each, and whether it forbids commercial use."""
     spec, licence = job.restorer.spec, job.prior_licence
     parts = {
@@ -217,7 +221,7 @@ def _parts(job: Job) -> dict[str, tuple[str, bool]]:
 
 
 def _licences(job: Job) -> dict[str, str]:
-    parts = _parts(job)
+    parts = licence_parts(job)
     lines = {name: licence + (" (no commercial use)" if forbids else "") for name, (licence, forbids) in parts.items()}
     return {**lines, "what you adapted": consequence(parts)}
 

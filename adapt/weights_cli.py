@@ -39,9 +39,11 @@ examples:
   adapt weights import ~/Downloads/codeformer.pth
   adapt weights verify
 
-Files lie in $ADAPT_CACHE (default ~/.cache/adapt), those of DiffBIR in `diffbir` there, of LPIPS in `lpips`, all
-others in `weights`. The name of a DiffBIR prior, or lpips-vgg, stands for all the files it needs. A fetch that was cut
-goes on where it stopped."""
+Files lie in $ADAPT_CACHE (default $XDG_CACHE_HOME/adapt or ~/.cache/adapt): those of DiffBIR in `diffbir` there, of
+LPIPS in `lpips`, of facexlib in `facexlib`, all others in `weights`. The name of a DiffBIR prior, sd21-tokenizer,
+lpips-vgg and facexlib stand for several files. `adapt regenerate` also needs a prior's stages 1: swinir-face and
+swinir-realesrgan for diffbir-v2.1, bsrnet or scunet in place of the second for diffbir-v2, swinir for
+diffbir-v1-general. A fetch that was cut goes on where it stopped."""
 
 
 def weights_command(given: list[str]) -> int:

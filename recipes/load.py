@@ -74,9 +74,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path not in preset_names():
         path = Path(name_or_path)
         if not path.is_file():
-            known = ", ".join(preset_names())
-            hint = _near(name_or_path, preset_names())
-            raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{hint}; presets: {known}")
+            raise RecipeError(f"recipe {name_or_path!r}: no such preset or file{_near(name_or_path, preset_names())}")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
@@ -107,6 +105,8 @@ def _fault(item: Any) -> str:
         return f"{place}: unknown key{_near(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
     if item["type"] == "value_error":  # of several settings together
         return f"{place}.{item['ctx']['error']}"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"{place}: got {item['input']!r}, expected a section: set {place}.KEY"
     return f"{place}: got {item['input']!r}, {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

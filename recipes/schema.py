@@ -20,7 +20,7 @@ class Faces(_Section):
     size: Annotated[int, Field(ge=64, multiple_of=32)] = 128
     """Side in pixels of the aligned faces, what the prior was trained at; where it is not given it follows --prior."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the faces that only judges, chosen by content hash."""
+    """Share of the photos whose faces only judge, two photos at least, chosen by content hash."""
     minimum: Annotated[int, Field(ge=4)] = 8
     """Fewer faces than this and the job stops: a camera cannot be learned from less."""
     maximum: Annotated[int, Field(ge=8)] = 192
@@ -141,6 +141,13 @@ class Generation(_Section):
     """Precision, compilation and placement of the prior."""
 
     @model_validator(mode="after")
+    def _a_limit_between_starts(self) -> Generation:
+        needed, got = len(self.start_timesteps) - 1, len(self.severity_limits)
+        if self.start == "severity" and got < needed:
+            raise ValueError(f"severity_limits has {got}, expected {needed}: one between each two of start_timesteps")
+        return self
+
+    @model_validator(mode="after")
     def _released(self) -> Generation:
         if self.sampler == "dt_bfr" and self.guidance_scale:
             raise ValueError(f"guidance_scale is {self.guidance_scale:g}, expected 0: sampler dt_bfr has no guidance")
@@ -184,7 +191,7 @@ class Camera(_Section):
     tone: bool = True
     """Learns what the camera does to contrast and colour, where it does more than sets of clean faces differ by."""
     bank: Annotated[int, Field(ge=16)] = 192
-    """Clean faces drawn by the prior (or taken from --clean)."""
+    """Clean faces drawn by the prior (with --clean: a quarter of those taken at most)."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
     bank_start: Timestep = 999
@@ -276,7 +283,7 @@ class Judge(_Section):
     """When a round counts as better."""
 
     enabled: bool = True
-    """Without it every round is kept; the scores are reported all the same."""
+    """Without it every round that gives finite scores is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
     cleanness_loss: Annotated[float, Field(ge=0)] = 0.05

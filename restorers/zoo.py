@@ -158,7 +158,9 @@ def load_restorer(name_or_path: str | Path, *, non_commercial: bool = False) -> 
             raise forbidden(text, loaded.spec.licence)
         return loaded
     if path.is_dir():
-        raise ZooError(f"{path} is a folder, expected a file of weights ({', '.join(WEIGHT_SUFFIXES)})")
+        of_a_run = path / "restorer.safetensors"
+        kinds = ", ".join(WEIGHT_SUFFIXES)
+        raise ZooError(f"{path} is a folder, expected a file of weights ({kinds}); of a run, {of_a_run}")
     if path.suffix.lower() in WEIGHT_SUFFIXES or path.parent != Path("."):
         raise ZooError(f"no such file: {path}")
     close = difflib.get_close_matches(text.lower(), RESTORERS, n=1)

@@ -164,3 +164,10 @@ def test_a_help_text_needs_no_torch() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert said.startswith("usage: adapt") and said.endswith("\nFalse\n")
+
+
+def test_few_clean_faces_are_refused_before_anything_is_generated(photos, tmp_path: Path, capsys) -> None:
+    clean = write_blobs(tmp_path / "clean", 3)
+    assert main(["--inputs", str(photos), "--aligned", "--clean", str(clean), "--output", str(tmp_path / "run")]) == 1
+    assert "3 square photos, expected at least 8" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "rounds").exists()

@@ -163,6 +163,8 @@ def test_dump_spells_out_every_value() -> None:
         ("generation.calls=102", "generation.calls is 102, expected 101 at most: a path starts at timestep 100"),
         ("generation.start_timesteps=[]", "generation.start_timesteps: got"),
         ("generation.start_timesteps=[1000]", "generation.start_timesteps.0: got 1000"),
+        ("generation.severity_limits=[0.03]", "generation.severity_limits has 1, expected 2"),
+        ("finetune=5", "finetune: got 5, expected a section: set finetune.KEY"),
         ("camera.bank_start=10", "camera.bank_calls is 20, expected 11 at most"),
         ("finetune.steps=2020-13-45", "--set finetune.steps=2020-13-45: month must be in 1..12"),
         ("finetune.steps=[1,", "--set finetune.steps=[1,: expected the node content, but found '<stream end>', line 1"),

@@ -219,3 +219,17 @@ def test_charts_have_a_line_a_round_and_a_bar_a_judgement(tmp_path: Path) -> Non
 )
 def test_durations_read_well(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_card_says_what_really_taught_and_what_a_licence_needs(tmp_path: Path) -> None:
+    run = replace(a_run(tmp_path), multiple_of=8, minimum=64)
+    card = model_card(run)
+    assert "learned from clean faces seen through it." in card and "100% of the training pairs" in card
+    assert "multiples of 8 and at least 64" in card and "--non-commercial" not in card
+    assert "fitted to one camera" in card
+    mixed = model_card(replace(run, seen_share=0.75, commercial=False))
+    assert "and from the pseudo targets themselves" in mixed and "75% of the training pairs" in mixed
+    assert "--output restored --non-commercial" in mixed
+    assert "learned from pseudo targets that" in model_card(replace(run, seen_share=0.0))
+    unchanged = model_card(replace(run, adapted=False))
+    assert "Nothing that was learned from them was kept." in unchanged and "fitted to one camera" not in unchanged

@@ -33,7 +33,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
         return blindfolded
 
     command = ["oracle_gap", "--adapt", folder / "adapt", "--test", folder / "test", "--references", references]
-    command += [*short_settings(), "--ablations", "without camera", "--clean", folder / "test"]
+    command += [*short_settings(), "--ablations", "without camera", "--clean", folder / "adapt"]
     command += ["--json", folder / "result.json"]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("adapt", "generic_steps", "self_distilled", "targets_of"):
