@@ -77,7 +77,8 @@ def test_crops_come_back_as_they_were_and_a_second_call_reads_the_record(tmp_pat
 def test_too_few_faces_say_how_many_are_needed(tmp_path: Path) -> None:
     write_blobs(tmp_path / "photos", 4)
     (tmp_path / "photos" / "torn.jpg").write_text("no photo")
-    with pytest.raises(AdaptError, match=r"4 faces in 4 photos, expected at least 8.*files not used: 1, the first: .*torn\.jpg"):
+    said = r"4 faces in 4 photos, expected at least 8.*files not used: 1, the first: .*torn\.jpg"
+    with pytest.raises(AdaptError, match=said):
         run(tmp_path)
     assert not (tmp_path / "run" / "faces.json").exists()
 
