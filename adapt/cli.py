@@ -212,11 +212,14 @@ def pretrain_command(given: list[str]) -> int:
         "example:\n"
         "  adapt pretrain all --data pets/ --output weights/\n"
         f"all is {', '.join(NETWORKS)}, in this order; each can be asked for alone.\n"
+        "tone takes images of one folder whose names agree up to the last underscore for one set, as a camera's are.\n"
         "The same command continues a training that was stopped."
     )
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
     parser.add_argument("network", choices=("all", *NETWORKS))
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="clean, aligned, square images")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="thousands of clean, aligned, square images"
+    )
     parser.add_argument(
         "--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)"
     )
