@@ -163,7 +163,7 @@ def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:
     options = JobOptions(cache, "adapt", overrides=("generation.sampler=diffbir", "generation.prompt=sharp"))
     with pytest.raises(UsageError) as error:
         checked(options, Narrator())
-    for part in ("sampler diffbir: prior 'mini'", "prompt 'sharp': prior 'mini'", "expected one of diffbir-v1"):
+    for part in ("sampler diffbir: prior 'mini'", "prompt 'sharp': prior 'mini'", "give --prior, one of diffbir-v1"):
         assert part in str(error.value)
     right = dataclasses.replace(options, prior=NAME, overrides=(*options.overrides, "faces.size=64"))
     with pytest.raises(UsageError, match="works at 32 px") as error:
