@@ -228,7 +228,7 @@ def _one_step(
             if not math.isfinite(number):
                 raise AdaptError(
                     f"loss {name!r} became {number} at step {step + 1} of {plan.steps}: training stopped, "
-                    "what was kept before stays; start again with a lower --set finetune.learning_rate"
+                    "what was kept before stays; start again with a lower learning rate"
                 )
             terms[name] = terms.get(name, 0.0) + number / plan.accumulate
         accelerator.backward(sum(losses.values()) / plan.accumulate)
