@@ -65,11 +65,12 @@ def test_spectrum_match_finds_blur_that_the_pairs_do_not_show() -> None:
     assert distance["matched"] < 0.35 * distance["blind"]
 
 
-def test_a_difference_between_two_sets_of_faces_is_not_taken_for_noise() -> None:
+def test_a_difference_between_two_sets_of_faces_is_taken_for_neither_blur_nor_noise() -> None:
     clean = detailed(24, 1)
     photos = (clean + 0.005 * torch.randn(clean.shape, generator=gen(0))).clamp(0, 1)
     camera = fit_camera(clean, photos, detailed(24, 3), CameraFit(steps=5), seed=0)
     assert float((camera.noise_gain > 1.5).float().mean()) < 0.05
+    assert float((camera.blur_gain < 0.95).float().mean()) < 0.05
 
 
 def test_untoned_undoes_the_expected_tone() -> None:
