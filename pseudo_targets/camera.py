@@ -255,7 +255,7 @@ def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: i
     seen = photos - photos.mean((2, 3), keepdim=True)
     found = _power(seen / seen.std((1, 2, 3), keepdim=True).clamp(min=1e-3))
     signal, wanted = signals.mean(0), found.mean(0)
-    # Faces differ: only power that two sets of faces would hardly differ by is blur or noise the pairs did not show.
+    # Faces differ: power that lacks is blur, and power in excess noise, only beyond what two sets of faces differ by.
     chance = 2 * (signals.var(0) / len(signals) + found.var(0) / len(found)).sqrt()
     gain = ((wanted + chance - grain).clamp(min=0) / signal).sqrt().clamp(0.1, 1)
     trust = signal / (signal + grain)  # where noise hides the signal its power says nothing about blur
