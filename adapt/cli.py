@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def adapt_command(given: list[str]) -> int:
     """`adapt --inputs DIR`: the main job."""
-    parser = _parser("adapt", "Fits a small, fast face restorer to the camera that took your photos.", MAIN_EPILOG)
+    parser = _parser("adapt", "Fits a small, fast restorer to the camera that took your photos.", MAIN_EPILOG)
     parser.add_argument(
         "--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively"
     )
@@ -87,9 +87,14 @@ def adapt_command(given: list[str]) -> int:
         "--recipe", default="default", metavar="NAME", help="preset or YAML file (default: default; see: adapt recipes)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
+    parser.add_argument(
+        "--content",
+        choices=("auto", "faces", "photos"),
+        help="faces: learn from faces alone; photos: look for none (default: faces weigh more where there are any)",
+    )
     parser.add_argument("--aligned", action="store_true", help="each photo is one aligned square face: find nothing")
     parser.add_argument(
-        "--clean", type=Path, metavar="DIR", help="8 or more clean aligned faces to use in place of drawn ones"
+        "--clean", type=Path, metavar="DIR", help="8 or more clean photos to learn from in place of the photos' own"
     )
     parser.add_argument(
         "--restorer",
@@ -119,7 +124,7 @@ def adapt_command(given: list[str]) -> int:
             inputs=options.inputs,
             output=options.output,
             recipe=options.recipe,
-            overrides=tuple(options.set),
+            overrides=(*([f"windows.content={options.content}"] if options.content else []), *options.set),
             aligned=options.aligned,
             clean=options.clean,
             restorer=options.restorer,
@@ -138,7 +143,7 @@ def adapt_command(given: list[str]) -> int:
 def restore_command(given: list[str]) -> int:
     """`adapt restore`: uses a restorer on photos; imports no diffusion."""
     epilog = "example:\n  adapt restore party/*.jpg --restorer adapt_runs/webcam-1a2b3c4d --output restored/"
-    parser = _parser("adapt restore", "Restores the faces in photos; the background is kept.", epilog)
+    parser = _parser("adapt restore", "Restores photos at their own pixels, from edge to edge.", epilog)
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photos or folders")
     parser.add_argument(
         "--restorer",
@@ -158,7 +163,11 @@ def restore_command(given: list[str]) -> int:
         options.photos, options.restorer, options.output, options.aligned, options.non_commercial, options.overwrite
     )
     faces = sum(photo.faces for photo in summary.restored)
-    return _tell(summary, f"restored {faces} faces in {len(summary.restored)} photos -> {printable(options.output)}")
+    for photo in summary.restored:
+        if photo.shrunk > 1:
+            print(f"{printable(photo.source)}: worked on at 1/{photo.shrunk} of its size, as it holds no more detail")
+    what = f"{faces} faces in {len(summary.restored)} photos" if faces else f"{len(summary.restored)} photos"
+    return _tell(summary, f"restored {what} -> {printable(options.output)}")
 
 
 def regenerate_command(given: list[str]) -> int:
@@ -215,20 +224,22 @@ def pretrain_command(given: list[str]) -> int:
         "tone takes images of one folder whose names agree up to the last underscore for one set, as a camera's are.\n"
         "The same command continues a training that was stopped."
     )
-    parser = _parser("adapt pretrain", "Trains the networks of the embedded family on aligned clean images.", epilog)
+    parser = _parser("adapt pretrain", "Trains the networks of the embedded family on windows of clean photos.", epilog)
     parser.add_argument("network", choices=("all", *NETWORKS))
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="thousands of clean, aligned, square images"
+        "--data", type=Path, nargs="+", required=True, metavar="DIR",
+        help="thousands of clean photos, --size or more on both sides; several folders count alike",
     )
     parser.add_argument(
-        "--validation", type=Path, metavar="DIR", help="held-out clean images (default: 1 in 32 of --data)"
+        "--validation", type=Path, nargs="+", default=[], metavar="DIR",
+        help="held-out clean photos (default: 1 in 32 of --data)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("weights"), metavar="DIR", help="where weights and curves go"
     )
-    parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels of the windows (default 128)")
     parser.add_argument(
-        "--data-size", type=int, metavar="PX", help="restorer, control: load images larger than --size, for crops too"
+        "--data-size", type=int, metavar="PX", help="bring larger photos down to this shorter side (default: keep them)"
     )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the embedded weights had)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")
@@ -245,7 +256,8 @@ def pretrain_command(given: list[str]) -> int:
     from adapt.pretrain import PretrainOptions, pretrain
 
     for network in NETWORKS if options.network == "all" else (options.network,):
-        pretrain(PretrainOptions(**{**vars(options), "network": network}), print)
+        folders = {"data": tuple(options.data), "validation": tuple(options.validation)}
+        pretrain(PretrainOptions(**{**vars(options), **folders, "network": network}), print)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from torch import Generator, Tensor
 
 from adapt.errors import AdaptError, printable
 from adapt.photos import Photo, find_photos, read_photo
-from pseudo_targets.bank import color_of, has_color
 from recipes.schema import Finetune
 from restorers.degradations import luma, resize
 
@@ -38,73 +38,144 @@ class ImageBank:
         batch = self.images[index].float()
         return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
 
-    def draw_views(self, count: int, side: int, generator: Generator) -> Tensor:
-        """`count` random images at `side` pixels: half of the time whole, else a random crop at a random scale.
 
-        Crops let a network see more detail than whole faces have at `side`, and faces that are not aligned.
+class PhotoBank:
+    """Clean photos of any sizes in memory, of which networks see windows.
+
+    Args:
+        groups: photos `[3, H, W]`, uint8; each group is drawn from equally often, however many photos it has.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        self.groups = [list(group) for group in groups if group]
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def photos(self) -> list[Tensor]:
+        """All photos, group by group."""
+        return [photo for group in self.groups for photo in group]
+
+    def draw_windows(self, count: int, side: int, generator: Generator, flip: bool = True) -> Tensor:
+        """`count` random windows `[count, 3, side, side]` in `[0, 1]`.
+
+        Half of them at the photos' own pixels, the others of larger squares brought down to `side`, up to the largest
+        that the photo holds; half of them mirrored.
         """
-        batch, full = self.draw(count, generator), self.images.shape[-1]
-        if full <= side or bool(torch.rand(1, generator=generator) < 0.5):
-            return resize(batch, (side, side), 2).clamp(0, 1)
-        scaled = int(torch.randint(side, full + 1, (1,), generator=generator))
-        top, left = torch.randint(scaled - side + 1, (2,), generator=generator).tolist()
-        return resize(batch, (scaled, scaled), 2)[..., top : top + side, left : left + side].clamp(0, 1)
+        batch = torch.stack([self._window(side, generator) for _ in range(count)])
+        return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
+
+    def _window(self, side: int, generator: Generator) -> Tensor:
+        group = self.groups[int(torch.randint(len(self.groups), (1,), generator=generator))]
+        return window_of(group[int(torch.randint(len(group), (1,), generator=generator))], side, generator)
+
+
+def window_of(photo: Tensor, side: int, generator: Generator) -> Tensor:
+    """A random window `[3, side, side]` in `[0, 1]` of a uint8 photo `[3, H, W]`; see `PhotoBank.draw_windows`."""
+    height, width = photo.shape[-2:]
+    native, share = torch.rand(2, generator=generator).tolist()
+    largest = min(height, width)
+    span = side if native < 0.5 else round(side * (largest / side) ** share)  # sizes are equally likely on a log scale
+    top = int(torch.randint(height - span + 1, (1,), generator=generator))
+    left = int(torch.randint(width - span + 1, (1,), generator=generator))
+    window = photo[None, :, top : top + span, left : left + span].float() / 255
+    return resize(window, (side, side), 2).clamp(0, 1)[0]
+
+
+def load_photos(folders: Sequence[Path], side: int, most: int | None = None) -> PhotoBank:
+    """Reads every photo of folder trees, each a group, at its own pixels; those smaller than `side` are left out.
+
+    Args:
+        most: photos whose shorter side is longer than this are brought down to it, to save memory.
+
+    Raises:
+        AdaptError: a folder holds no photo that is large enough.
+    """
+    return PhotoBank([_photos_of(folder, side, most) for folder in folders])
+
+
+def _photos_of(folder: Path, side: int, most: int | None) -> list[Tensor]:
+    photos = []
+    for photo in find_photos(folder).photos:
+        if min(photo.width, photo.height) < side:
+            continue
+        image = read_photo(photo.path)
+        shrink = min(1.0, (most or math.inf) / min(photo.width, photo.height))
+        size = (round(photo.height * shrink), round(photo.width * shrink))
+        photos.append((resize(image, size, 2).clamp(0, 1)[0] * 255).round().to(torch.uint8))
+    if not photos:
+        raise AdaptError(f"{printable(folder)}: no photo of {side} px or more on both sides; give larger clean photos")
+    return photos
 
 
 @dataclass(frozen=True)
 class CleanFolder:
-    """Square clean photos that are read when they are drawn: FFHQ's 70,000 fit into no memory.
+    """Clean photos that are read when windows of them are drawn: FFHQ's 70,000 fit into no memory.
 
     Attributes:
-        photos: the files.
-        size: side in pixels at which they are read.
+        photos: the files, each of `size` px or more on both sides.
+        size: side in pixels of the windows.
+        whole: each photo is an aligned face, and its window the whole of it brought to `size`.
         gray: without their colour, for a camera that sees none.
     """
 
     photos: tuple[Photo, ...]
     size: int
+    whole: bool = False
     gray: bool = False
 
-    def read(self, photos: Sequence[Photo]) -> Tensor:
-        """`[N, 3, S, S]` in `[0, 1]`."""
-        images = [resize(read_photo(photo.path), (self.size, self.size), 2).clamp(0, 1) for photo in photos]
-        return torch.cat([luma(image).expand_as(image) if self.gray else image for image in images])
+    def windows(self, count: int, generator: Generator) -> Tensor:
+        """`[count, 3, S, S]` in `[0, 1]`: of the photos in turn, at their own pixels, each at a random place."""
+        return torch.cat([self._window(self.photos[n % len(self.photos)], generator) for n in range(count)])
 
     def draw(self, count: int, generator: Generator, flip: bool = True) -> Tensor:
         """As `ImageBank.draw`."""
         index = torch.randint(len(self.photos), (count,), generator=generator).tolist()
-        batch = self.read([self.photos[number] for number in index])
+        batch = torch.cat([self._window(self.photos[number], generator) for number in index])
         return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
 
+    def _window(self, photo: Photo, generator: Generator) -> Tensor:
+        image = read_photo(photo.path)
+        if self.whole:
+            image = resize(image, (self.size, self.size), 2).clamp(0, 1)
+        top, left = (int(torch.randint(n - self.size + 1, (1,), generator=generator)) for n in image.shape[-2:])
+        window = image[..., top : top + self.size, left : left + self.size]
+        return luma(window).expand_as(window) if self.gray else window
 
-def open_clean(folder: Path, size: int, on_photo: Callable[[int, int], None] | None = None) -> CleanFolder:
-    """The square photos of a folder tree, to be read at `size` pixels; `on_photo` is called as by `find_photos`.
+
+def open_clean(
+    folder: Path, size: int, on_photo: Callable[[int, int], None] | None = None, whole: bool = False
+) -> CleanFolder:
+    """The clean photos of a folder tree, for windows of `size` pixels; `on_photo` is called as by `find_photos`.
+
+    Args:
+        whole: the photos are aligned faces; those that are not square are skipped, and small ones enlarged.
 
     Raises:
-        AdaptError: the folder holds no square photo; non-square ones are skipped.
+        AdaptError: the folder holds none that can be used.
     """
-    square = square_photos(folder, on_photo)
-    if not square:
-        raise AdaptError(
-            f"{printable(folder)}: 0 square photos, expected aligned clean images; align them first or check the path"
-        )
-    return CleanFolder(tuple(square), size)
+    found = find_photos(folder, on_photo).photos
+    usable = [p for p in found if (p.width == p.height if whole else min(p.width, p.height) >= size)]
+    if not usable:
+        kind = "square photos, expected aligned clean faces" if whole else f"photos of {size} px or more on both sides"
+        raise AdaptError(f"{printable(folder)}: 0 {kind}; add some or check the path")
+    return CleanFolder(tuple(usable), size, whole)
+
+
+def load_clean(folder: Path, size: int) -> ImageBank:
+    """Reads every square photo of a folder tree at `size` pixels; raises as `open_clean`."""
+    clean = open_clean(folder, size, whole=True)
+    return ImageBank(clean.windows(len(clean.photos), Generator()).half())
+
+
+def square_photos(folder: Path, on_photo: Callable[[int, int], None] | None = None) -> list[Photo]:
+    """The square photos of a folder tree."""
+    return [photo for photo in find_photos(folder, on_photo).photos if photo.width == photo.height]
 
 
 def _half(count: int, generator: Generator, flip: bool) -> Tensor:
     """Which of `count` images to mirror, `[count, 1, 1, 1]`."""
     return (torch.rand(count, generator=generator) < (0.5 if flip else 0.0)).view(-1, 1, 1, 1)
-
-
-def load_clean(folder: Path, size: int) -> ImageBank:
-    """Reads every square photo of a folder tree at `size` pixels; raises as `open_clean`."""
-    clean = open_clean(folder, size)
-    return ImageBank(torch.cat([clean.read([photo]).half() for photo in clean.photos]))
-
-
-def square_photos(folder: Path, on_photo: Callable[[int, int], None] | None = None) -> list[Photo]:
-    """The photos that `open_clean` finds, in its order."""
-    return [photo for photo in find_photos(folder, on_photo).photos if photo.width == photo.height]
 
 
 def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:
@@ -115,13 +186,6 @@ def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tens
 def colored_where(color: Tensor, images: Tensor) -> Tensor:
     """`[N, 3, H, W]` with its colour where `color` `[N]` says so, gray elsewhere."""
     return torch.where(color.view(-1, 1, 1, 1).to(images.device), images, luma(images).expand_as(images))
-
-
-def colored_like(photos: Tensor, images: Tensor) -> Tensor:
-    """`images` `[N, 3, H, W]` with colour in as large a share as among `photos`: the most colourful keep theirs."""
-    share = float(has_color(photos).float().mean())
-    rank = color_of(images).argsort(descending=True).argsort()
-    return colored_where(rank < round(share * len(images)), images)
 
 
 @dataclass(frozen=True)

@@ -1,177 +1,254 @@
-"""From a folder of photos to aligned faces, split into those that teach and those that judge."""
+"""From a folder of photos to windows at their own pixels, split into those that teach and those that judge."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError, printable
-from adapt.faces import Face, FaceFinder, align, aligned_face
-from adapt.photos import Photo, find_photos, read_photo, write_photo
+from adapt.faces import Face, FaceFinder, Matrix, align, aligned_face, sure_faces
+from adapt.gathered import Gathered, View, WindowRecord, read_gathered
+from adapt.photos import Photo, PhotoSet, find_photos, read_photo, write_photo
+from adapt.windows import choose_windows, cut, face_box
+from adapt.working_scale import shrink_factor, shrunk
 from adapt.workspace import write_json
-from recipes.schema import Faces
+from pseudo_targets.bank import has_color
+from pseudo_targets.tone import tone_of
+from recipes.schema import Windows
+from restorers.degradations import resize
 
 FEWEST_TARGETS = 4
 """A camera cannot be fitted on fewer pairs."""
-
-
-@dataclass(frozen=True)
-class FaceRecord:
-    """One aligned face and where it came from.
-
-    Attributes:
-        id: content hash of the photo and the face's number in it; also the name of the crop's file.
-        photo: path of the photo, safe to print.
-        sha256: hash of the photo's content.
-        index: number of the face in the photo.
-        matrix: photo pixels -> the 512 px template; its inverse puts the face back.
-        held_out: whether it only judges.
-    """
-
-    id: str
-    photo: str
-    sha256: str
-    index: int
-    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What was found in the folder.
-
-    Attributes:
-        photos: how many could be read.
-        faces: those that are used.
-        refused: (photo, why it is not used).
-        notes: (photo or folder, what was done otherwise than one may expect).
-    """
-
-    photos: int
-    faces: tuple[FaceRecord, ...]
-    refused: tuple[tuple[str, str], ...]
-    notes: tuple[tuple[str, str], ...] = ()
-
-    def teaching(self) -> list[FaceRecord]:
-        """Faces that may teach."""
-        return [face for face in self.faces if not face.held_out]
-
-    def judging(self) -> list[FaceRecord]:
-        """Faces that only judge."""
-        return [face for face in self.faces if face.held_out]
+TONE_SIDE = 128
+"""Side in px at which the tone of faces is known (`pseudo_targets.tone`)."""
+VIEW_SIDE = 768
+"""Longest side in px of what is kept of a held-out photo, at its own pixels, for the judge to serve."""
+SMALLER = (2, 3, 4)
+"""How many times photos are brought down where their windows are to be clean (`Gathered.small`)."""
 
 
 def gather(
-    inputs: Path, folder: Path, settings: Faces, finder: FaceFinder | None, on_photo: Callable[[int, int], None]
+    inputs: Path,
+    folder: Path,
+    settings: Windows,
+    finder: FaceFinder | None,
+    on_photo: Callable[[int, int], None],
+    aligned: bool = False,
 ) -> Gathered:
-    """Finds photos and faces and writes the aligned crops into `folder/faces`; a finished gathering is read back.
+    """Finds photos, their faces and windows, and writes these into `folder/windows`; a finished gathering is read back.
+
+    Photos are taken in an order that their content gives, until there are enough windows; the first of them are held
+    out. So a photo is held out in whatever folder it lies and whatever it is called.
 
     Args:
-        finder: None when the photos are aligned faces already.
+        finder: None where no faces are to be found.
         on_photo: called with (done, total).
+        aligned: each photo is one aligned square face.
 
     Raises:
-        AdaptError: nothing to work with, too few faces, or a crop cannot be written.
+        AdaptError: nothing to work with, too few windows, or one cannot be written.
     """
-    record = folder / "faces.json"
+    record = folder / "gathered.json"
     if record.is_file():
-        return _read(record)
+        return read_gathered(record)
     found = find_photos(inputs)
-    refused = [(printable(path), reason) for path, reason in found.refused]
-    refused += [(printable(path), f"same content as {printable(first)}") for path, first in found.duplicates]
-    faces: list[FaceRecord] = []
-    for number, photo in enumerate(found.photos, start=1):
-        try:
-            image, transforms = _faces_of(photo.path, finder)
-        except AdaptError as error:
-            refused.append((printable(photo.path), str(error)))
-        else:  # a crop that cannot be written is no fault of the photo
-            faces += _write_crops(photo, image, transforms, folder, settings.size)
-        on_photo(number, len(found.photos))
-    with_faces = {face.photo for face in faces}
-    told = {path for path, _ in refused}
-    names = [printable(photo.path) for photo in found.photos]
-    refused += [(name, "no face found") for name in names if name not in with_faces | told]
-    kept = _split(sorted(faces, key=lambda face: face.id)[: settings.maximum], settings)
-    kept_photos = {face.photo for face in kept}
-    refused += [
-        (name, f"its faces are beyond faces.maximum, which is {settings.maximum}")
-        for name in names
-        if name in with_faces - kept_photos
-    ]
-    _refuse_too_few(printable(inputs), kept, len(found.photos), settings, finder is not None, refused)
-    notes = [(printable(path), note) for path, note in found.notes]
-    if len(kept) < len(faces):
-        left = f"{len(faces) - len(kept)} of {len(faces)} faces are left out: faces.maximum is {settings.maximum}"
-        notes.append((printable(inputs), left))
-    gathered = Gathered(len(found.photos), tuple(kept), tuple(refused), tuple(notes))
+    work = _Work(folder, settings, finder, aligned)
+    order = sorted(found.photos, key=lambda photo: hashlib.sha256(f"held out {photo.sha256}".encode()).digest())
+    room = _room(len(order), settings.maximum)
+    for number, photo in enumerate(order, start=1):
+        work.take(photo, room[number - 1])
+        on_photo(number, len(order))
+    gathered = _finished(printable(inputs), work, found, settings)
     write_json(record, asdict(gathered))
     return gathered
 
 
-def load_crops(folder: Path, faces: Sequence[FaceRecord]) -> Tensor:
-    """The aligned crops of `faces`, `[N, 3, S, S]` in `[0, 1]`."""
-    return torch.cat([read_photo(folder / "faces" / f"{face.id}.png") for face in faces])
+class _Work:
+    """Goes through photos and remembers what came of each."""
+
+    def __init__(self, folder: Path, settings: Windows, finder: FaceFinder | None, aligned: bool) -> None:
+        self.folder, self.settings, self.finder, self.aligned = folder, settings, finder, aligned
+        self.windows: dict[str, list[WindowRecord]] = {}
+        self.views: dict[str, View] = {}
+        self.tones: dict[str, list[tuple[tuple[float, ...], bool]]] = {}
+        self.small: dict[str, Tensor] = {}
+        self.faces: dict[str, int] = {}
+        self.refused: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
+
+    def take(self, photo: Photo, count: int) -> None:
+        """Writes the windows of a photo, `count` at most, and what the judge serves of it."""
+        name = printable(photo.path)
+        if count == 0:
+            reason = f"not needed: {self.settings.maximum} photos give windows enough (windows.maximum)"
+            self.refused.append((name, reason))
+            return
+        try:
+            image = read_photo(photo.path)
+            faces = self._faces(image)
+        except AdaptError as error:
+            self.refused.append((name, str(error)))
+            return
+        if not faces and "faces" in (self.settings.content, "faces" if self.settings.crops == "yes" else ""):
+            self.refused.append((name, "no face found"))
+        elif self.settings.crops == "yes":
+            self._take_crops(photo, image, faces[:count])
+        else:
+            self._take_windows(photo, image, faces, count)
+
+    def _faces(self, image: Tensor) -> list[Face]:
+        if self.aligned:
+            return [aligned_face(image.shape[-1], image.shape[-2])]
+        if self.finder is None:
+            return []
+        faces = self.finder.find(image)
+        # A crop that is no face would teach a restorer of faces; a window that is none only counts more than it should.
+        return faces if self.settings.crops == "yes" else sure_faces(image, faces, self.finder)
+
+    def _take_crops(self, photo: Photo, image: Tensor, faces: Sequence[Face]) -> None:
+        size, color = self.settings.size, bool(has_color(_whole(image)))
+        records = []
+        for face in faces:
+            crop = align(image, face, size)
+            records.append(self._write(photo, face.index, crop, face.matrix, True, color, size))
+            self._remember_tone(photo, crop)
+        if records:
+            self._keep(photo, records, align(image, faces[0], size), True, len(faces))
+
+    def _take_windows(self, photo: Photo, image: Tensor, faces: Sequence[Face], count: int) -> None:
+        size, name = self.settings.size, printable(photo.path)
+        factor, color = shrink_factor(image), bool(has_color(_whole(image)))
+        if factor > 1:
+            self.notes.append((name, f"holds no detail beyond 1/{factor} of its size, and is worked on at that scale"))
+        for face in faces:
+            self._remember_tone(photo, align(image, face, TONE_SIDE))
+        worked, scaled = shrunk(image, factor), [_at_scale(face, factor) for face in faces]
+        records = []
+        for index, window in enumerate(choose_windows(worked, scaled, size, count, self.settings.content == "faces")):
+            matrix = ((1 / factor, 0.0, -float(window.left)), (0.0, 1 / factor, -float(window.top)))
+            pixels, side = cut(worked, window, size), min(worked.shape[-2:])
+            records.append(self._write(photo, index, pixels, matrix, window.face, color, side))
+        if records:
+            self._keep(photo, records, _view(worked, scaled), bool(faces), len(faces))
+            small = _small(worked, photo.sha256, size)
+            if small is not None:
+                self.small[photo.sha256] = small
+
+    def _remember_tone(self, photo: Photo, crop: Tensor) -> None:
+        tone, color = tuple(tone_of(crop)[0].tolist()), bool(has_color(crop))
+        self.tones.setdefault(photo.sha256, []).append((tone, color))
+
+    def _write(
+        self, photo: Photo, index: int, pixels: Tensor, matrix: Matrix, face: bool, color: bool, side: int
+    ) -> WindowRecord:
+        name = f"{photo.sha256[:16]}-{index}"
+        write_photo(self.folder / "windows" / f"{name}.png", pixels)
+        return WindowRecord(name, printable(photo.path), photo.sha256, index, matrix, side, face, color, False)
+
+    def _keep(self, photo: Photo, records: list[WindowRecord], view: Tensor, face: bool, faces: int) -> None:
+        self.windows[photo.sha256], self.faces[photo.sha256] = records, faces
+        name = photo.sha256[:16]
+        write_photo(self.folder / "views" / f"{name}.png", view)
+        self.views[photo.sha256] = View(name, printable(photo.path), face)
+
+
+def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> Gathered:
+    """Splits what was found; removes what is kept of photos that teach for the judge alone, and the reverse."""
+    used = list(work.windows)
+    count = max(2, round(settings.held_out * len(used)))
+    held = set(used[: max(0, min(count, len(used) - 1))])  # at least one photo teaches
+    windows = [
+        replace(window, held_out=sha in held) for sha in used for window in work.windows[sha]
+    ]
+    refused = [(printable(path), reason) for path, reason in found.refused]
+    refused += [(printable(path), f"same content as {printable(first)}") for path, first in found.duplicates]
+    refused += work.refused
+    _refuse_too_few(inputs, windows, len(found.photos), settings, refused)
+    for sha in set(used) - held:
+        (work.folder / "views" / f"{work.views[sha].id}.png").unlink(missing_ok=True)
+    small = [image for sha, image in work.small.items() if sha not in held]
+    for number, image in enumerate(small):
+        write_photo(work.folder / "small" / f"{number:04d}.png", image)
+    return Gathered(
+        photos=len(found.photos),
+        faces=sum(work.faces.values()),
+        windows=tuple(sorted(windows, key=lambda window: window.id)),
+        views=tuple(work.views[sha] for sha in used if sha in held),
+        small=len(small),
+        tones=tuple(tone for sha, tones in work.tones.items() if sha in set(used) - held for tone in tones),
+        refused=tuple(refused),
+        notes=tuple((printable(path), note) for path, note in found.notes) + tuple(work.notes),
+    )
+
+
+def _room(photos: int, maximum: int) -> list[int]:
+    """How many windows each photo may give, so that all together are `maximum`; earlier photos give no fewer."""
+    each, more = divmod(maximum, photos)
+    return [each + (index < more) for index in range(photos)]
+
+
+def _whole(image: Tensor) -> Tensor:
+    """The photo at the size of a face's crop, as colour is judged there."""
+    height, width = image.shape[-2:]
+    shrink = max(1.0, min(height, width) / TONE_SIDE)
+    return resize(image, (max(8, round(height / shrink)), max(8, round(width / shrink))), 0)
+
+
+def _at_scale(face: Face, factor: int) -> Face:
+    (a, b, x), (c, d, y) = face.matrix
+    shift = (factor - 1) / 2  # pixel centres are at integers
+    x, y = x + (a + b) * shift, y + (c + d) * shift
+    return Face(face.index, ((a * factor, b * factor, x), (c * factor, d * factor, y)), face.score)
+
+
+def _view(image: Tensor, faces: Sequence[Face]) -> Tensor:
+    """The photo, or of a large one the part about its largest face or its middle."""
+    height, width = image.shape[-2:]
+    middle = (height / 2, width / 2)
+    if faces:
+        top, left, bottom, right = face_box(faces[0])
+        middle = ((top + bottom) / 2, (left + right) / 2)
+    sides = []
+    for centre, length in zip(middle, (height, width), strict=True):
+        first = min(max(0, round(centre - VIEW_SIDE / 2)), max(0, length - VIEW_SIDE)) // 16 * 16
+        sides.append(slice(first, first + VIEW_SIDE))
+    return image[..., sides[0], sides[1]]
+
+
+def _small(image: Tensor, sha256: str, size: int) -> Tensor | None:
+    """The photo brought down by one of `SMALLER`, which its content chooses among those that leave a window."""
+    factors = [factor for factor in SMALLER if min(image.shape[-2:]) // factor >= size]
+    if not factors:
+        return None
+    factor = factors[int(sha256[:8], 16) % len(factors)]
+    height, width = image.shape[-2:]
+    part = image[..., : height // factor * factor, : width // factor * factor]
+    small = resize(part, (height // factor, width // factor), 0)
+    top, left = (max(0, (length - VIEW_SIDE) // 2) for length in small.shape[-2:])
+    return small[..., top : top + VIEW_SIDE, left : left + VIEW_SIDE]
 
 
 def _refuse_too_few(
     inputs: str,
-    faces: Sequence[FaceRecord],
+    windows: Sequence[WindowRecord],
     photos: int,
-    settings: Faces,
-    found: bool,
+    settings: Windows,
     refused: Sequence[tuple[str, str]],
 ) -> None:
-    if len(faces) < settings.minimum:
-        unused = f"; files not used: {len(refused)}, the first: {': '.join(refused[0])}" if refused else ""
+    unused = f"; files not used: {len(refused)}, the first: {': '.join(refused[0])}" if refused else ""
+    if len(windows) < settings.minimum:
         raise AdaptError(
-            f"{inputs}: {len(faces)} faces in {photos} photos, expected at least {settings.minimum}: "
-            "a camera cannot be learned, nor the result judged, from fewer; add photos"
-            + (" (or --aligned if each photo is one aligned face)" if found else "")
-            + unused
+            f"{inputs}: {len(windows)} windows in {photos} photos, expected at least {settings.minimum}: "
+            f"a camera cannot be learned, nor the result judged, from fewer; add photos, or larger ones{unused}"
         )
-    teaching = sum(not face.held_out for face in faces)
-    if teaching < FEWEST_TARGETS or teaching == len(faces):  # few photos of many faces
+    teaching = sum(not window.held_out for window in windows)
+    if teaching < FEWEST_TARGETS or teaching == len(windows):  # few photos of many windows
         raise AdaptError(
-            f"{inputs}: of {len(faces)} faces {teaching} are left to teach once whole photos are set apart to judge, "
-            f"expected at least {FEWEST_TARGETS}, and one that judges; add photos, or change --set faces.held_out"
+            f"{inputs}: of {len(windows)} windows {teaching} are left to teach once whole photos are set apart to "
+            f"judge, expected at least {FEWEST_TARGETS}, and one that judges; add photos, or change --set "
+            f"windows.held_out{unused}"
         )
-
-
-def _faces_of(path: Path, finder: FaceFinder | None) -> tuple[Tensor, Sequence[Face]]:
-    """A photo `[1, 3, H, W]` and the faces in it."""
-    image = read_photo(path)
-    height, width = image.shape[-2:]
-    return image, [aligned_face(width, height)] if finder is None else finder.find(image)
-
-
-def _write_crops(photo: Photo, image: Tensor, faces: Sequence[Face], folder: Path, size: int) -> list[FaceRecord]:
-    records = []
-    for face in faces:
-        name = f"{photo.sha256[:16]}-{face.index}"
-        write_photo(folder / "faces" / f"{name}.png", align(image, face, size))
-        records.append(FaceRecord(name, printable(photo.path), photo.sha256, face.index, face.matrix, False))
-    return records
-
-
-def _split(faces: list[FaceRecord], settings: Faces) -> list[FaceRecord]:
-    """Holds out whole photos, chosen by content hash: the same photo is held out in whatever folder it lies."""
-    order = sorted({face.sha256 for face in faces}, key=lambda sha: hashlib.sha256(f"held out {sha}".encode()).digest())
-    count = max(2, round(settings.held_out * len(order)))
-    held = set(order[: min(count, len(order) - 1)])  # at least one photo teaches
-    return [FaceRecord(**{**asdict(face), "held_out": face.sha256 in held}) for face in faces]
-
-
-def _read(record: Path) -> Gathered:
-    values = json.loads(record.read_text(encoding="utf-8"))
-    faces = tuple(
-        FaceRecord(**{**face, "matrix": tuple(tuple(row) for row in face["matrix"])}) for face in values["faces"]
-    )
-    refused, notes = (tuple((path, reason) for path, reason in values[kind]) for kind in ("refused", "notes"))
-    return Gathered(values["photos"], faces, refused, notes)

@@ -29,7 +29,7 @@ COLOR_FIXES = {"wavelet": wavelet_color_fix, "adain": adain_color_fix}
 class TargetTask:
     """Pseudo targets for a few photos `[B, 3, S, S]` that share a start timestep; one seed a photo."""
 
-    faces: tuple[str, ...]
+    windows: tuple[str, ...]
     photos: Tensor
     start: int
     seeds: tuple[int, ...]

@@ -17,7 +17,8 @@ from adapt.dataset import CleanFolder, open_clean
 from adapt.errors import AdaptError, UsageError, printable
 from adapt.faces import load_finder
 from adapt.facexlib_nets import DETECTOR, RECOGNITION, usable
-from adapt.gather import Gathered, gather
+from adapt.gather import gather
+from adapt.gathered import Gathered
 from adapt.options import Checked, JobOptions, checked, cleaner_of
 from adapt.rounds import Adapted, adapt
 from adapt.stages import Job
@@ -32,7 +33,7 @@ from recipes.load import dump_recipe
 from recipes.schema import Recipe
 
 FEWEST_CLEAN = 8
-"""Of `--clean`; fewer faces would teach themselves alone."""
+"""Of `--clean`; fewer photos would teach themselves alone."""
 
 
 def run_job(options: JobOptions, narrator: Narrator | None = None) -> Path:
@@ -133,12 +134,16 @@ def _run(
 
 
 def _gather(options: JobOptions, recipe: Recipe, workspace: Workspace, narrator: Narrator) -> Gathered:
-    finder = None if options.aligned else load_finder()
+    settings = recipe.windows
+    finder = None if options.aligned or settings.content == "photos" else load_finder()
     with narrator.stage("photos", None) as advance:
-        gathered = gather(options.inputs, workspace.root, recipe.faces, finder, lambda done, _: advance(done))
+        gathered = gather(
+            options.inputs, workspace.root, settings, finder, lambda done, _: advance(done), options.aligned
+        )
+    what = "faces" if settings.crops == "yes" else f"windows of {settings.size} px"
     narrator.say(
-        f"found {gathered.photos} photos, {len(gathered.faces)} faces: {len(gathered.teaching())} teach, "
-        f"{len(gathered.judging())} judge; {len(gathered.refused)} photos not used"
+        f"found {gathered.photos} photos, {gathered.faces} faces: of {len(gathered.windows)} {what} "
+        f"{len(gathered.teaching())} teach, {len(gathered.judging())} judge; {len(gathered.refused)} photos not used"
     )
     for path, reason in gathered.refused[:5]:
         narrator.say(f"  not used: {path}: {reason}")
@@ -202,11 +207,12 @@ def _clean(options: JobOptions, recipe: Recipe, narrator: Narrator) -> CleanFold
     if options.clean is None:
         return None
     with narrator.stage("clean photos", None) as advance:
-        clean = open_clean(options.clean, recipe.faces.size, lambda done, _: advance(done))
+        whole = recipe.windows.crops == "yes"
+        clean = open_clean(options.clean, recipe.windows.size, lambda done, _: advance(done), whole)
     if len(clean.photos) < FEWEST_CLEAN:
         raise AdaptError(
-            f"--clean {printable(options.clean)}: {len(clean.photos)} square photos, expected at least {FEWEST_CLEAN}: "
-            "add clean aligned faces, or leave --clean out and the prior draws them"
+            f"--clean {printable(options.clean)}: {len(clean.photos)} clean photos, expected at least {FEWEST_CLEAN}: "
+            "add some, or leave --clean out"
         )
     return clean
 

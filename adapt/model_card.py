@@ -52,8 +52,9 @@ def model_card(summary: RunSummary) -> str:
             ],
         ),
         "## Data",
-        f"{summary.photos} photos from `{_code(summary.inputs)}`, {summary.faces} faces: {summary.adapt_faces} taught, "
-        f"{summary.held_out_faces} were held out to judge; {len(summary.refused)} photos were not used. "
+        f"{summary.photos} photos from `{_code(summary.inputs)}`, with {summary.faces} faces: of {summary.windows} "
+        f"windows {summary.teaching} taught, {summary.judging} were held out to judge; {len(summary.refused)} photos "
+        "were not used. "
         + _lessons(summary),
         "## Camera",
         _camera(summary),
@@ -79,7 +80,7 @@ def _lessons(summary: RunSummary) -> str:
     also = "" if summary.seen_share == 1 else " and from the pseudo targets themselves"
     return (
         "The photos have no labels. The prior made pseudo targets of them; from these pairs the camera was learned, "
-        f"and the restorer learned from clean faces seen through it{also}."
+        f"and the restorer learned from clean windows seen through it{also}."
     )
 
 
@@ -125,7 +126,7 @@ def _loading(summary: RunSummary) -> str:
 
     weights, allowed = name("restorer", "restorer.safetensors"), "" if summary.commercial else " --non-commercial"
     return f"""\
-On the command line, for aligned faces and whole photos:
+On the command line:
 
 ```
 adapt restore PHOTOS --restorer {weights} --output restored{allowed}

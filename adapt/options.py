@@ -73,8 +73,8 @@ def checked(options: JobOptions, narrator: Narrator) -> Checked:
         faults.append(f"--restorer: {error}")
     try:
         prior = load_prior(options.prior)
-        if recipe is not None and "size" not in recipe.faces.model_fields_set:
-            recipe = recipe.model_copy(update={"faces": recipe.faces.model_copy(update={"size": prior.resolution})})
+        if recipe is not None:
+            recipe = _with_windows(recipe, prior, restorer)
         faults += [] if recipe is None else _unfit_for(recipe, options.prior, prior)
     except (UnknownPriorError, WeightsError) as error:
         faults.append(f"--prior: {error}")
@@ -84,6 +84,18 @@ def checked(options: JobOptions, narrator: Narrator) -> Checked:
     if faults or recipe is None or restorer is None or prior is None:
         raise UsageError("; ".join(faults))
     return Checked(recipe, restorer, prior.weights_sha256, prior.licence)
+
+
+def _with_windows(recipe: Recipe, prior: Prior, restorer: LoadedRestorer | None) -> Recipe:
+    """The recipe with what of its windows follows from the networks."""
+    settings = recipe.windows
+    known: dict[str, object] = {}
+    if "size" not in settings.model_fields_set:
+        known["size"] = prior.resolution
+    if settings.crops == "auto":
+        needed = prior.aligned_faces or (restorer is not None and restorer.aligned_faces)
+        known["crops"] = "yes" if needed else "no"
+    return recipe.model_copy(update={"windows": settings.model_copy(update=known)})
 
 
 def _on_gpu(device: str) -> bool:
@@ -121,8 +133,8 @@ def _is_address(text: str) -> bool:
 def _unfit_for(recipe: Recipe, name: str, prior: Prior) -> list[str]:
     """What the recipe asks of the prior and it cannot do."""
     faults, settings = [], recipe.generation
-    if recipe.faces.size != prior.resolution:
-        faults.append(f"faces.size {recipe.faces.size}: prior {name!r} works at {prior.resolution} px")
+    if recipe.windows.size != prior.resolution:
+        faults.append(f"windows.size {recipe.windows.size}: prior {name!r} works at {prior.resolution} px")
     if getattr(prior, "control", None) is None:
         if settings.control_strength > 0:
             faults.append(

@@ -1,4 +1,4 @@
-"""`adapt pretrain`: trains the mini family on a folder of clean aligned images, resumable, on any domain."""
+"""`adapt pretrain`: trains the mini family on windows of clean photos of any sizes, resumable, on any domain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapt.dataset import ImageBank, load_clean, square_photos
+from adapt.dataset import PhotoBank, load_photos, square_photos, window_of
 from adapt.errors import AdaptError, UsageError
 from adapt.evaluate import psnr
 from adapt.photos import read_photo, write_photo
@@ -41,7 +41,8 @@ DEFAULTS = {
     "control": TrainingPlan(steps=7000, learning_rate=5e-4, warmup=100),
 }
 """What the embedded weights were trained with, stages added up."""
-CROPPING = ("restorer", "control")  # networks that learn on crops of larger images
+FITTED_WINDOWS = 720
+"""Windows that closed-form fits see."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class PretrainOptions:
     """See `adapt pretrain --help`."""
 
     network: str
-    data: Path
+    data: tuple[Path, ...]
     output: Path
-    validation: Path | None
+    validation: tuple[Path, ...]
     size: int
     data_size: int | None
     steps: int | None
@@ -73,7 +74,7 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     device = choose_device(options.device)
     _refuse_senseless(options)
     bank, validation = _images(options)
-    say(f"{len(bank)} training images at {bank.images.shape[-1]} px, {len(validation)} to validate, {options.size} px")
+    say(f"{sizes_of(bank)} to train on, {len(validation)} to validate, in windows of {options.size} px")
     if options.network == "latents":
         _fit_latents(bank, validation, options.output, say)
         return
@@ -154,22 +155,37 @@ def start_from(job: Pretraining, path: Path) -> None:
         raise AdaptError(f"--start-from {path}: expected weights of this network and size, got: {reason}") from error
 
 
-def _images(options: PretrainOptions) -> tuple[ImageBank, Tensor]:
-    """What to train on, and validation images at the network's size."""
-    larger = options.data_size if options.network in CROPPING else None
-    bank = load_clean(options.data, larger or options.size)
-    if options.validation is None and len(bank) < 2:
-        raise AdaptError(f"--data {options.data}: 1 image, expected 2 or more, as one of 32 validates; add images")
-    if options.validation is not None:
-        return bank, load_clean(options.validation, options.size).images.float()
-    held_out = resize(bank.images[::32].float(), (options.size, options.size), 2).clamp(0, 1)
-    return ImageBank(torch.cat([bank.images[i::32] for i in range(1, 32)])), held_out
+def _images(options: PretrainOptions) -> tuple[PhotoBank, Tensor]:
+    """What to train on, and validation windows, one of each photo."""
+    bank = load_photos(options.data, options.size, options.data_size)
+    if options.validation:
+        return bank, _windows(load_photos(options.validation, options.size).photos(), options.size)
+    if len(bank) < 2:
+        raise AdaptError(f"--data {options.data[0]}: 1 image, expected 2 or more, as one of 32 validates; add images")
+    held_out = [photo for group in bank.groups for photo in group[::32]]
+    rest = [[photo for index, photo in enumerate(group) if index % 32] for group in bank.groups]
+    return PhotoBank(rest), _windows(held_out, options.size)
 
 
-def describe(bank: ImageBank, note: str) -> str:
+def _windows(photos: Sequence[Tensor], side: int) -> Tensor:
+    """A window `[3, side, side]` of each photo, the same in every run."""
+    drawn = (window_of(photo, side, generator_of("validation window", n)) for n, photo in enumerate(photos))
+    return torch.stack(tuple(drawn))
+
+
+def sizes_of(bank: PhotoBank) -> str:
+    """How many photos there are, and of which sizes."""
+    sides = [min(photo.shape[-2:]) for photo in bank.photos()]
+    return f"{len(bank)} images of {min(sides)} to {max(sides)} px on the shorter side"
+
+
+def describe(bank: PhotoBank, note: str) -> str:
     """The training data in words: how many images, what they are, a hash of their content."""
-    digest = hashlib.sha256(bank.images.numpy().tobytes()).hexdigest()[:16]
-    return f"{len(bank)} images at {bank.images.shape[-1]} px{f' ({note})' if note else ''}, content {digest}"
+    digest = hashlib.sha256()
+    for photo in bank.photos():
+        digest.update(photo.numpy().tobytes())
+    groups = "" if len(bank.groups) == 1 else f", in {len(bank.groups)} folders that count alike"
+    return f"{sizes_of(bank)}{groups}{f' ({note})' if note else ''}, content {digest.hexdigest()[:16]}"
 
 
 def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin: Origin, say: Say) -> None:
@@ -268,7 +284,7 @@ def card(name: str, record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor, device: torch.device) -> Pretraining:
+def _job(options: PretrainOptions, bank: PhotoBank, validation: Tensor, device: torch.device) -> Pretraining:
     default = DEFAULTS[options.network]
     plan = TrainingPlan(
         steps=options.steps or default.steps,
@@ -288,8 +304,9 @@ def _job(options: PretrainOptions, bank: ImageBank, validation: Tensor, device: 
     return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch, device)
 
 
-def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
-    codec = fit_patch_latents(bank.images[::8].float(), patch=4, channels=16)
+def _fit_latents(bank: PhotoBank, validation: Tensor, output: Path, say: Say) -> None:
+    windows = bank.draw_windows(FITTED_WINDOWS, validation.shape[-1], generator_of("latents"))
+    codec = fit_patch_latents(windows, patch=4, channels=16)
     tensors = {"basis": codec.basis, "mean": codec.mean}
     write_tensors(output / "latents.safetensors", tensors, {"scaling": str(codec.scaling)})
     score = float(psnr(codec.decode(codec.encode(validation)), validation).mean())
@@ -298,10 +315,10 @@ def _fit_latents(bank: ImageBank, validation: Tensor, output: Path, say: Say) ->
     say(f"latents: {codec.patch} px patches, {codec.channels} channels, reconstruction {score:.2f} dB")
 
 
-def _fit_quality(bank: ImageBank, validation: Tensor, output: Path, say: Say) -> None:
+def _fit_quality(bank: PhotoBank, validation: Tensor, output: Path, say: Say) -> None:
     removal, restorer = load_removal(output), load_compact(output / "compact.safetensors")
     degrade = GenericDegradation(clean_probability=0)
-    clean = bank.images[:: max(1, len(bank) // 700)].float()
+    clean = bank.draw_windows(FITTED_WINDOWS, validation.shape[-1], generator_of("quality windows"))
     images, decibels = graded_images(clean, degrade, restorer, generator_of("quality"))
     quality = fit_quality(removal, images, decibels)
     names = ("mean", "scale", "weight", "bias")
@@ -316,7 +333,7 @@ def _fit_quality(bank: ImageBank, validation: Tensor, output: Path, say: Say) ->
 
 def _fit_tone(options: PretrainOptions, say: Say) -> None:
     # Images of one folder whose names are alike up to the last underscore are a set.
-    photos = square_photos(options.data)
+    photos = [photo for folder in options.data for photo in square_photos(folder)]
     names = [(photo.path.parent, photo.path.stem.rpartition("_")[0]) for photo in photos]
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
     tones = torch.cat([tone_of(resize(read_photo(p.path), (options.size,) * 2, 2).clamp(0, 1)) for p in photos])

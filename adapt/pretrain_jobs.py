@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from adapt.dataset import ImageBank, some_gray
+from adapt.dataset import PhotoBank, some_gray
 from adapt.evaluate import psnr, ssim
 from adapt.seeds import generator_of
 from adapt.training import ComputeLosses, Evaluate, TrainingPlan
@@ -31,7 +31,7 @@ from pseudo_targets.priors import Fusion, LatentPrior, build_mini_unet, mini_con
 from pseudo_targets.removal import DegradationRemoval
 from pseudo_targets.sampling import Trajectory, conditional_mean, draw
 from restorers.compact import Compact
-from restorers.degradations import GenericDegradation, resize
+from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
 
 SHOWN = 8  # validation images on a sheet
@@ -75,16 +75,16 @@ def fixed_pairs(clean: Tensor) -> Tensor:
 
 
 def restorer_job(
-    bank: ImageBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
+    bank: PhotoBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
-    """The compact restorer on generic degradations; `bank` may hold larger images, of which it then sees crops."""
+    """The compact restorer on generic degradations of windows."""
     degrade, side = GenericDegradation(), validation.shape[-1]
     torch.manual_seed(plan.seed)
     watched = validation.to(device)
     watched_lq = fixed_pairs(validation).to(device)
 
     def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
-        clean = some_gray(bank.draw_views(batch, side, generator), generator)
+        clean = some_gray(bank.draw_windows(batch, side, generator), generator)
         clean = clean.to(device, memory_format=torch.channels_last)
         return restoration_losses(module, clean, degrade, generator)
 
@@ -99,17 +99,17 @@ def restorer_job(
 
 
 def removal_job(
-    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
+    bank: PhotoBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """Degradation removal in latent space, on the same degradations."""
-    degrade, codec = GenericDegradation(), codec.to(device)
+    degrade, codec, side = GenericDegradation(), codec.to(device), validation.shape[-1]
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     module = DegradationRemoval(codec, size)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         removal = cast(DegradationRemoval, net)  # a copy of `module`
-        clean = some_gray(bank.draw(batch, generator), generator).to(device)
+        clean = some_gray(bank.draw_windows(batch, side, generator), generator).to(device)
         return removal_losses(removal, clean, degrade, codec, generator)
 
     metadata = {"size": str(size), "widths": "48,96,192"}
@@ -117,21 +117,22 @@ def removal_job(
 
 
 def prior_job(
-    bank: ImageBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
+    bank: PhotoBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """The unconditional latent denoiser.
 
     Its overall tone counts in the second half of the steps only: from the first one on, detail would be learned several
     times more slowly.
     """
-    schedule, variance = mini_schedule(), latent_variance(bank, codec)
+    schedule, side = mini_schedule(), validation.shape[-1]
+    variance = latent_variance(bank, codec, side)
     codec, context = codec.to(device), mini_context().to(device)
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     unet = build_mini_unet(codec.channels, size)
 
     def losses(module: nn.Module, generator: Generator, tone_weight: float) -> dict[str, Tensor]:
-        latent = codec.encode(bank.draw(batch, generator).to(device))
+        latent = codec.encode(bank.draw_windows(batch, side, generator).to(device))
         return prior_losses(module, latent, schedule, context, variance.to(device), generator, tone_weight)
 
     def validate(module: nn.Module) -> Validation:
@@ -148,7 +149,7 @@ def prior_job(
 
 
 def control_job(
-    bank: ImageBank,
+    bank: PhotoBank,
     validation: Tensor,
     codec: PatchLatents,
     unet: UNet2DConditionModel,
@@ -159,7 +160,6 @@ def control_job(
 ) -> Pretraining:
     """The IRControlNet and the decoder that it steers, conditioned on what the cleaners make of degraded images.
 
-    `bank` may hold larger images, of which it then sees crops: without them it soon knows its training faces by heart.
     The last of the cleaners is stage 1: its error is what fusion reckons with, and validation refines its output.
     """
     schedule, degrade, side = mini_schedule(), GenericDegradation(), validation.shape[-1]
@@ -171,7 +171,7 @@ def control_job(
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         steered = cast(Steered, net)  # a copy of the module below
-        clean = some_gray(bank.draw_views(batch, side, generator), generator).to(device)
+        clean = some_gray(bank.draw_windows(batch, side, generator), generator).to(device)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
         return control_losses(steered, latent, condition, schedule, context, fusion, generator)
@@ -211,7 +211,7 @@ def control_job(
 
 @torch.no_grad()
 def reference_variance(
-    bank: ImageBank,
+    bank: PhotoBank,
     side: int,
     degrade: GenericDegradation,
     cleaner: nn.Module,
@@ -220,15 +220,15 @@ def reference_variance(
 ) -> Tensor:
     """Mean squared error by latent channel of what the cleaner makes of degraded images, `[C]`."""
     generator = generator_of("reference variance")
-    clean = resize(bank.draw(256, generator), (side, side), 2).clamp(0, 1).to(device)
+    clean = bank.draw_windows(256, side, generator).to(device)
     lq = degrade(clean, generator)
     cleaned = torch.cat([cleaner(part).clamp(0, 1) for part in lq.split(16)])
     return (codec.encode(cleaned) - codec.encode(clean)).square().mean((0, 2, 3))
 
 
-def latent_variance(bank: ImageBank, codec: PatchLatents) -> Tensor:
-    """Variance of each latent channel over the training images, `[C]`."""
-    return codec.encode(bank.images[:: max(1, len(bank) // 512)].float()).var((0, 2, 3))
+def latent_variance(bank: PhotoBank, codec: PatchLatents, side: int) -> Tensor:
+    """Variance of each latent channel over windows of the training photos, `[C]`."""
+    return codec.encode(bank.draw_windows(512, side, generator_of("latent variance"))).var((0, 2, 3))
 
 
 def sheet_of(*rows: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def restore_with_prior(given: Sequence[str]) -> RestoreSummary:
     for cleaner in (restorer.faces, restorer.rest):
         if cleaner is not None and is_non_commercial(cleaner.licence):
             print(f"stage 1 {cleaner.name}: its licence ({cleaner.licence}) forbids commercial use", file=sys.stderr)
-    return restore_photos(options.photos, restorer, options.output, None, aligned=True)
+    return restore_photos(options.photos, restorer, options.output, fit_scale=False)
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from adapt.errors import AdaptError, UsageError, printable
 from adapt.faces import Face, FaceFinder, align, load_finder, native_size, paste_back
 from adapt.photos import WRITE_SUFFIXES, PhotoError, find_photos, read_photo, write_photo
+from adapt.working_scale import enlarged, shrink_factor, shrunk
 from restorers.runtime import RuntimeFailure, load_runtime
 from restorers.zoo import EMBEDDED_COMPACT
 
@@ -41,12 +42,14 @@ class RestoredPhoto:
     Attributes:
         source: the photo.
         output: the file that was written.
-        faces: how many faces were restored; 1 for a photo that is itself an aligned face.
+        faces: how many faces were restored one by one; 0 where the photo was restored as a whole.
+        shrunk: how many times smaller it was worked on, as it holds no more detail (`adapt.working_scale`); mostly 1.
     """
 
     source: Path
     output: Path
     faces: int
+    shrunk: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class RestoreSummary:
 
     Attributes:
         restored: photos that were written.
-        without_faces: photos in which no face was found; nothing was written for them.
+        without_faces: photos in which no face was found by a restorer that knows faces alone; nothing was written for
+            them.
         failed: (photo, reason) of those that could not be read, restored or written.
     """
 
@@ -73,9 +77,9 @@ def restore_photos(
     inputs: Sequence[Path],
     runtime: Restores,
     output: Path,
-    finder: FaceFinder | None,
-    aligned: bool = False,
+    finder: FaceFinder | None = None,
     *,
+    fit_scale: bool = True,
     overwrite: bool = False,
     quality: int = 95,
     on_photo: Callable[[int, int], None] | None = None,
@@ -83,16 +87,16 @@ def restore_photos(
     """Restores photos into the folder `output`; one photo is in memory at a time.
 
     A photo keeps its place below the folder it came from, its name and its format (formats that cannot be written
-    become png). Without `aligned`, the faces are found, restored one by one at their own size and pasted back; every
-    pixel outside of them stays as it was. A photo that fails is reported with its reason and the others go on; no photo
-    is ever written unrestored.
+    become png). It is restored as a whole at its own pixels; with a `finder` its faces are found, restored one by one
+    at their own size and pasted back, and every pixel outside of them stays as it was. A photo that fails is reported
+    with its reason and the others go on; no photo is ever written unrestored.
 
     Args:
         inputs: photos and folders with photos.
         runtime: the restorer.
         output: folder for the results; made when missing.
-        finder: finds the faces; may be None with `aligned`.
-        aligned: every photo is one aligned face and is restored as a whole.
+        finder: finds the faces, for a restorer that knows nothing but aligned faces.
+        fit_scale: whether enlarged photos are worked on at the scale of their detail.
         overwrite: replace files that exist in `output`. Otherwise results get a free name (`x-2.jpg`). Inputs are never
             replaced.
         quality: of jpg and webp files, 1 to 100.
@@ -101,8 +105,6 @@ def restore_photos(
     Raises:
         UsageError: an input does not exist, there is none, or `output` is a file or one of the input folders.
     """
-    if finder is None and not aligned:
-        raise UsageError("no face finder given: pass one, or aligned=True for photos that are aligned faces")
     sources, failed = _collect(inputs, output)
     names = _Names(output, frozenset(source.resolve() for source, _ in sources), overwrite)
     restored: list[RestoredPhoto] = []
@@ -110,11 +112,15 @@ def restore_photos(
     for done, (source, place) in enumerate(sources, start=1):
         try:
             image = read_photo(source)
-            result, faces = (runtime(image), 1) if finder is None or aligned else _restore_faces(image, runtime, finder)
-            if faces:
+            faces, factor = 0, shrink_factor(image) if fit_scale and finder is None else 1
+            if finder is None:
+                result = restore_whole(image, runtime, factor)
+            else:
+                result, faces = _restore_faces(image, runtime, finder)
+            if finder is None or faces:
                 target = names.free(place)
                 write_photo(target, result, quality)
-                restored.append(RestoredPhoto(source, target, faces))
+                restored.append(RestoredPhoto(source, target, faces, factor))
             else:
                 without_faces.append(source)
         except PhotoError as error:
@@ -134,10 +140,11 @@ def restore_from_files(
     non_commercial: bool = False,
     overwrite: bool = False,
 ) -> RestoreSummary:
-    """`restore_photos` with a restorer read from a run folder or file (the embedded one without), and the best finder.
+    """`restore_photos` with a restorer read from a run folder or file (the embedded one without).
 
-    `restorer` may also be a published restorer's name; `non_commercial` allows those that are not for commercial use,
-    by name or from a file.
+    Restorers that know nothing but aligned faces get the best finder, unless each photo is one (`aligned`). `restorer`
+    may also be a published restorer's name; `non_commercial` allows those that are not for commercial use, by name or
+    from a file.
 
     Raises:
         UsageError: the restorer cannot be loaded, or as `restore_photos`.
@@ -146,7 +153,22 @@ def restore_from_files(
         runtime = load_runtime(restorer or EMBEDDED_COMPACT, non_commercial=non_commercial)
     except RuntimeFailure as error:
         raise UsageError(f"--restorer: {error}") from error
-    return restore_photos(inputs, runtime, output, None if aligned else load_finder(), aligned, overwrite=overwrite)
+    finder = load_finder() if runtime.aligned_faces and not aligned else None
+    return restore_photos(inputs, runtime, output, finder, overwrite=overwrite)
+
+
+def restore_whole(image: Tensor, runtime: Restores, factor: int) -> Tensor:
+    """A photo `[1, 3, H, W]` restored as a whole, in `[0, 1]`.
+
+    Args:
+        factor: how many times smaller it is worked on, as `adapt.working_scale.shrink_factor` says. What changes there
+            is enlarged and added, so the rest of the photo keeps its pixels.
+    """
+    if factor == 1:
+        return runtime(image)
+    small = shrunk(image, factor)
+    change = runtime(small) - small
+    return (image + enlarged(change, (image.shape[-2], image.shape[-1]))).clamp(0, 1)
 
 
 def crop_side(face: Face, multiple_of: int) -> int:

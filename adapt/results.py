@@ -54,7 +54,7 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Example:
-    """One face for the report's grids; images are float32 `[3, H, W]`, RGB, `[0, 1]`."""
+    """One window or photo for the report's grids; images are float32 `[3, H, W]`, RGB, `[0, 1]`."""
 
     title: str
     lq: Tensor
@@ -75,8 +75,9 @@ class RunSummary:
     recipe_yaml: str
     photos: int
     faces: int
-    adapt_faces: int
-    held_out_faces: int
+    windows: int
+    teaching: int
+    judging: int
     refused: tuple[tuple[str, str], ...]
     rounds: tuple[RoundReport, ...]
     held_out_examples: tuple[Example, ...]
@@ -92,7 +93,7 @@ class RunSummary:
     commercial: bool = True
     """Whether the result may be used commercially."""
     seen_share: float = 1.0
-    """Share of the training pairs that were clean faces seen through the learned camera."""
+    """Share of the training pairs that were clean windows seen through the learned camera."""
     multiple_of: int = 1
     """What the sides of an image must be multiples of in the ONNX file."""
     minimum: int = 1

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from adapt.blend import best_share, blend
+from adapt.clean_bank import colored_in_share, windows_of_photos
 from adapt.cluster import Mapper
 from adapt.console import Narrator
-from adapt.dataset import CleanFolder, ImageBank, Lessons, colored_like, colored_where
+from adapt.dataset import CleanFolder, ImageBank, Lessons, colored_where
 from adapt.finetune import distance_of, finetune
 from adapt.finetune_codes import finetune_codes
-from adapt.gather import FaceRecord, Gathered, load_crops
+from adapt.gathered import Gathered, WindowRecord, load_view, load_windows
 from adapt.generate import PriorShelf, WorkerFactory, start_of
-from adapt.judge import judge, photographed_score, restore_all, scores_of
+from adapt.judge import judge, photographed_scores, scores_of, served_photos, size_class
 from adapt.prior_setup import bank_start
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
@@ -28,19 +29,29 @@ from adapt.targets import TargetSet, make_bank, make_targets, read_target, targe
 from adapt.tracking import Tracker
 from adapt.training import make_accelerator
 from adapt.workspace import Workspace, write_tensors
-from pseudo_targets.bank import has_color
 from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera
 from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
-from pseudo_targets.tone import ToneChange, ToneStatistics, find_tone, tone_of
+from pseudo_targets.tone import ToneChange, ToneStatistics, find_tone
 from pseudo_targets.zoo import family_of
 from recipes.schema import Recipe
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
+from restorers.runtime import runtime_of
 from restorers.zoo import LoadedRestorer
 
+FEWEST_TONES = 8
+"""Faces without which a set says too little of the camera's tone."""
 FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
+
+
+@dataclass(frozen=True)
+class KnownClean:
+    """Clean windows `[N, 3, S, S]`, and the size class of the photo that each belongs to."""
+
+    images: Tensor
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,11 @@ class Job:
     shelf: PriorShelf = field(default_factory=PriorShelf)
 
 
-def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> TargetSet:
-    """Stage 1, stage 2 and gate for faces; `name` is one of `FOLDERS`."""
+def generate(job: Job, number: int, windows: Sequence[WindowRecord], name: str) -> TargetSet:
+    """Stage 1, stage 2 and gate for windows; `name` is one of `FOLDERS`."""
     settings, root = job.recipe.generation, job.workspace.root
     removal = job.quality.removal.cpu()
-    starts = [start_of(load_crops(root, [face])[0], removal, settings) for face in faces]
+    starts = [start_of(load_windows(root, [window])[0], removal, settings) for window in windows]
     provenance = {
         "round": str(number),
         "prior": job.prior,
@@ -81,23 +92,24 @@ def generate(job: Job, number: int, faces: Sequence[FaceRecord], name: str) -> T
     }
     if job.cleaner is not None:
         provenance["cleaner_sha256"] = job.cleaner.weights_sha256
-    with job.narrator.stage(name, len(faces)) as advance:
+    with job.narrator.stage(name, len(windows)) as advance:
         folder = job.workspace.round(number) / FOLDERS[name]
         seed = (job.recipe.seed, number)
-        return make_targets(faces, root, starts, folder, factory(job), job.mapper, seed, provenance, advance)
+        return make_targets(windows, root, starts, folder, factory(job), job.mapper, seed, provenance, advance)
 
 
-def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
-    """Draws the clean bank and fits the camera on the pairs of `faces`, whose targets were accepted."""
+def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Lessons:
+    """Makes the clean bank and fits the camera on the pairs of `windows`, whose targets were accepted."""
     settings, folder = job.recipe.camera, job.workspace.round(number) / FOLDERS["pseudo targets"]
-    lq = load_crops(job.workspace.root, faces)
-    targets = (read_target(target_file(folder, face)) for face in faces)
+    lq = load_windows(job.workspace.root, windows)
+    targets = (read_target(target_file(folder, window)) for window in windows)
     parts = zip(*((target.mean, target.draw, target.confidence) for target in targets), strict=True)
     means, draws, confidence = (torch.stack(images) for images in parts)
     bank = clean_bank(job, means)
     # Where a photo shows no colour the clean side has none; a tint is the camera's, and the restorer must remove it.
-    color = has_color(lq)
-    bank, means, draws = colored_like(lq, bank), colored_where(color, means), colored_where(color, draws)
+    color = _color(windows)
+    means, draws = colored_where(color, means), colored_where(color, draws)
+    bank = colored_in_share(float(color.float().mean()), bank)
     camera = None
     if settings.enabled:
         with job.narrator.stage("camera", settings.steps) as advance:
@@ -106,8 +118,7 @@ def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
             if not path.is_file():
                 # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
                 # looks milder than it is; a draw and its photo are a pair as true ones are.
-                known = load_tone(family_of(job.prior))
-                tone = tone_change(lq, color, known) if settings.tone else None
+                tone = tone_change(job.gathered, load_tone(family_of(job.prior))) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
                 clean, seen, drawn = (images.to(job.device) for images in (draws, lq, bank))
                 fitted = fit_camera(clean, seen, drawn, plan, seed, advance, tone)
@@ -119,13 +130,21 @@ def learn_camera(job: Job, number: int, faces: Sequence[FaceRecord]) -> Lessons:
     return Lessons(held, reals, camera, lq, means, draws, confidence)
 
 
-def tone_change(photos: Tensor, color: Tensor, known: ToneStatistics) -> ToneChange:
-    """What the camera does to the tone of `photos` `[N, 3, S, S]`, from those of the more frequent kind.
+def _color(windows: Sequence[WindowRecord]) -> Tensor:
+    return torch.tensor([window.color for window in windows], dtype=torch.bool)
 
-    `color` `[N]` tells which of them show colour, `known` what is known of the tone of clean images.
+
+def tone_change(gathered: Gathered, known: ToneStatistics) -> ToneChange | None:
+    """What the camera does to the tone of its faces, from those of the more frequent kind, gray or coloured.
+
+    `known` is of clean faces, so without faces nothing is known of the tone, and None is returned.
     """
+    if len(gathered.tones) < FEWEST_TONES:
+        return None
+    tones = torch.tensor([tone for tone, _ in gathered.tones])
+    color = torch.tensor([colored for _, colored in gathered.tones], dtype=torch.bool)
     gray = bool(color.float().mean() < 0.5)
-    return find_tone(tone_of(photos[~color if gray else color]).cpu(), known, gray)
+    return find_tone(tones[~color if gray else color], known, gray)
 
 
 def _camera_file(job: Job, number: int) -> Path:
@@ -133,16 +152,25 @@ def _camera_file(job: Job, number: int) -> Path:
 
 
 def clean_bank(job: Job, sources: Tensor) -> Tensor:
-    """The user's clean faces, or faces drawn by the prior once a run."""
-    settings = job.recipe.camera
+    """Clean windows `[M, 3, S, S]`: the user's, or the photos' own brought down and, where these lack, drawn ones."""
+    settings, size, place = job.recipe.camera, job.recipe.windows.size, job.workspace.root / "bank"
+    seed = seed_of("bank", job.recipe.seed)
     if job.clean is not None:
-        return job.clean.read(job.clean.photos[: max(settings.bank, 16) * 4])
-    with job.narrator.stage("clean bank", settings.bank) as advance:
-        seed = seed_of("bank", job.recipe.seed)
-        path = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
-        return make_bank(
-            settings.bank, sources, path, job.workspace.root / "bank", factory(job), job.mapper, seed, advance
-        )
+        count = len(job.clean.photos) if job.clean.whole else settings.bank * 4
+        return job.clean.windows(min(count, settings.bank * 4), generator_of("clean", seed))
+    own = torch.empty(0, 3, size, size)
+    if settings.bank_from != "prior" and job.gathered.small:
+        with job.narrator.stage("clean windows", settings.bank) as advance:
+            module, path = job.base.module.to(job.device).eval(), place / "photos.safetensors"
+            own = windows_of_photos(job.gathered, job.workspace.root, module, settings.bank, size, seed, path)
+            advance(len(own))
+    lacking = settings.bank - len(own)
+    if lacking <= 0 or (settings.bank_from == "photos" and len(own)):
+        return own
+    with job.narrator.stage("clean bank", lacking) as advance:
+        plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
+        drawn = make_bank(lacking, sources, plan, place, factory(job), job.mapper, seed, advance)
+    return torch.cat([own, drawn])
 
 
 def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dict[str, float], ...]]:
@@ -173,43 +201,51 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
     if lessons.camera is None or not job.recipe.finetune.blend:
         return module, 1.0
     old, camera = job.base.module.to(job.device).eval(), read_camera(_camera_file(job, number))
-    clean = known_clean(job, camera, job.gathered.teaching(), "pseudo targets")
+    clean = known_clean(job, camera, job.gathered.teaching(), "pseudo targets").images
     new, seen = module.to(job.device), camera(clean, generator_of("blend", job.recipe.seed, number))
     share = best_share(old, new, seen, clean)
     return blend(old, new, share).cpu(), share
 
 
-def known_clean(job: Job, camera: LearnedCamera, faces: Sequence[FaceRecord], name: str) -> Tensor:
-    """Clean faces `[N, 3, S, S]` like those of the photos, for the camera to photograph: there the truth is known.
+def known_clean(job: Job, camera: LearnedCamera, windows: Sequence[WindowRecord], name: str) -> KnownClean:
+    """Clean windows like those of the photos, for the camera to photograph: there the truth is known.
 
     They are accepted targets of the first round in every round, as those of a later one agree with the restorer that
     helped to make them; and without the camera's own tone, which it is to give them. `name` is one of `FOLDERS`.
     """
-    files = {face: target_file(job.workspace.round(1) / FOLDERS[name], face) for face in faces}
-    targets = {face: read_target(path) for face, path in files.items() if path.is_file()}
-    draws = {face: target.draw for face, target in targets.items() if target.accepted}
+    folder = job.workspace.round(1) / FOLDERS[name]
+    files = {window: target_file(folder, window) for window in windows}
+    targets = {window: read_target(path) for window, path in files.items() if path.is_file()}
+    draws = {window: target.draw for window, target in targets.items() if target.accepted}
     if not draws:
-        return torch.empty(0, 3, camera.size, camera.size)
-    color = has_color(load_crops(job.workspace.root, tuple(draws)))
-    return colored_where(color, camera.untoned(torch.stack(tuple(draws.values()))))
+        return KnownClean(torch.empty(0, 3, camera.size, camera.size), ())
+    clean = colored_where(_color(tuple(draws)), camera.untoned(torch.stack(tuple(draws.values()))))
+    return KnownClean(clean, tuple(size_class(window.side) for window in draws))
 
 
 def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> Judgement:
-    """Compares the new restorer with the one before it on the held-out photos and on their photographed targets."""
-    held = load_crops(job.workspace.root, job.gathered.judging())
+    """Compares the new restorer with the one before it, both as they are served, on what no round has learned from.
+
+    Held-out photos are restored at their own size; their photographed targets, whose truth is known, tell better from
+    worse.
+    """
     cleanness = fit_cleanness(job.quality.removal.cpu(), lessons.bank.images.float())
-    nets = tuple(net.to(job.device).eval() for net in (job.restorer.module, module))
     camera = read_camera(_camera_file(job, number)) if job.recipe.camera.enabled else None
-    before, after = (scores_of(restore_all(net, held), held, cleanness, camera) for net in nets)
+    views = [load_view(job.workspace.root, view) for view in job.gathered.views]
+    loaded = (job.restorer, replace(job.restorer, module=module.eval()))
+    served = tuple(runtime_of(restorer, job.device.type) for restorer in loaded)
+    before, after = (scores_of(served_photos(serve, views), views, cleanness, camera) for serve in served)
+    groups: tuple[str, ...] = ()
     if camera is not None:
         if number == 1:
             generate(job, number, job.gathered.judging(), "targets to judge by")
-        clean = known_clean(job, camera, job.gathered.judging(), "targets to judge by")
-        if len(clean) > 1:
-            seen = camera(clean, generator_of("judge", job.recipe.seed))
-            for scores, net in zip((before, after), nets, strict=True):
-                scores["photographed"] = photographed_score(net, seen, clean)
-    return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number))
+        known = known_clean(job, camera, job.gathered.judging(), "targets to judge by")
+        if len(known.images) > 1:
+            seen = camera(known.images, generator_of("judge", job.recipe.seed))
+            groups = known.groups
+            for scores, serve in zip((before, after), served, strict=True):
+                scores |= photographed_scores(serve, seen, known.images)
+    return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number), groups)
 
 
 def factory(job: Job) -> WorkerFactory:

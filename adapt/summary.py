@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.gather import FaceRecord, load_crops
-from adapt.judge import restore_all
+from adapt.gathered import WindowRecord, load_view, load_windows
+from adapt.judge import restore_all, served_photos
 from adapt.model_card import write_model_card
 from adapt.photos import write_photo
 from adapt.records import read_camera
@@ -25,10 +26,12 @@ from adapt.workspace import read_tensors, write_jsonl
 from pseudo_targets.camera import LearnedCamera
 from recipes.load import dump_recipe
 from restorers.export import ExportError, export_onnx
+from restorers.runtime import runtime_of
 from restorers.spec import RestorerSpec
 from restorers.zoo import is_non_commercial, save_restorer
 
 SHOWN = 12  # examples of each kind in the report
+SHOWN_SIDE = 320  # px of a held-out photo there, at its own pixels
 
 
 def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds: float) -> RunSummary:
@@ -50,6 +53,7 @@ def write_outputs(job: Job, adapted: Adapted, inputs: str, command: str, seconds
                 licence=spec.licence,
                 commercial=spec.commercial,
                 tiles=adapted.restorer.tiles,
+                aligned_faces=adapted.restorer.aligned_faces,
             )
         except ExportError as error:  # the weights serve all the same
             job.narrator.say(f"no restorer.onnx: {error}")
@@ -79,9 +83,10 @@ def summarise(job: Job, adapted: Adapted, spec: RestorerSpec, inputs: str, comma
         run_dir=root,
         recipe_yaml=dump_recipe(job.recipe),
         photos=gathered.photos,
-        faces=len(gathered.faces),
-        adapt_faces=len(gathered.teaching()),
-        held_out_faces=len(gathered.judging()),
+        faces=gathered.faces,
+        windows=len(gathered.windows),
+        teaching=len(gathered.teaching()),
+        judging=len(gathered.judging()),
         refused=gathered.refused,
         rounds=adapted.rounds,
         held_out_examples=_held_out_examples(job, adapted),
@@ -111,27 +116,32 @@ def distance(base: nn.Module, module: nn.Module) -> float:
 
 
 def example_grid(examples: tuple[Example, ...]) -> Tensor:
-    """Photo, before and after of each example, side by side, one example a row: `[1, 3, N*S, 3*S]`."""
-    rows = [torch.cat([example.lq, example.before, example.after], dim=2) for example in examples]
-    return torch.cat(rows, dim=1)[None]
+    """Photo, before and after of each example, side by side, one example a row: `[1, 3, N*S, 3*S]`; rims are white."""
+    rows = [(example.lq, example.before, example.after) for example in examples]
+    height, width = (max(images[0].shape[axis] for images in rows) for axis in (1, 2))
+
+    def framed(image: Tensor) -> Tensor:
+        return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]), value=1.0)
+
+    return torch.cat([torch.cat([framed(image) for image in images], dim=2) for images in rows], dim=1)[None]
 
 
 def manifest_rows(job: Job, adapted: Adapted) -> Iterator[dict[str, Any]]:
-    """One row for each photo, face and pseudo target."""
-    faces = job.gathered.faces
-    for photo, sha256 in sorted({(face.photo, face.sha256) for face in faces}):
+    """One row for each photo, window and pseudo target."""
+    windows = job.gathered.windows
+    for photo, sha256 in sorted({(window.photo, window.sha256) for window in windows}):
         yield {"kind": "photo", "path": photo, "sha256": sha256, "state": "used"}
     for refused, reason in job.gathered.refused:
         yield {"kind": "photo", "path": refused, "state": "not used", "reason": reason}
-    for face in faces:
-        row = asdict(face)
+    for window in windows:
+        row = asdict(window)
         row["state"] = "held out" if row.pop("held_out") else "teaches"
-        yield {"kind": "face", **row}
+        yield {"kind": "window", **row}
     for report in adapted.rounds:
         folder = job.workspace.round(report.number) / "targets"
-        for face in job.gathered.teaching():
-            path = folder / f"{face.id}.safetensors"
-            row = {"kind": "target", "face": face.id, "round": report.number}
+        for window in job.gathered.teaching():
+            path = folder / f"{window.id}.safetensors"
+            row = {"kind": "target", "window": window.id, "round": report.number}
             if not path.is_file():
                 yield {**row, "state": "failed"}
                 continue
@@ -141,11 +151,19 @@ def manifest_rows(job: Job, adapted: Adapted) -> Iterator[dict[str, Any]]:
 
 
 def _held_out_examples(job: Job, adapted: Adapted) -> tuple[Example, ...]:
-    faces = job.gathered.judging()[:SHOWN]
-    photos = load_crops(job.workspace.root, faces)
-    before = restore_all(job.restorer.module.cpu().eval(), photos)
-    after = restore_all(adapted.restorer.module.cpu().eval(), photos)
-    return tuple(Example(_title(face), *images) for face, *images in zip(faces, photos, before, after, strict=True))
+    """Held-out photos as they are served before and after, of large ones the middle part at its own pixels."""
+    serve = [runtime_of(restorer) for restorer in (job.restorer, adapted.restorer)]
+    examples = []
+    for view in job.gathered.views[:SHOWN]:
+        photo = load_view(job.workspace.root, view)
+        before, after = (served_photos(runtime, [photo])[0] for runtime in serve)
+        examples.append(Example(view.photo, _middle(photo)[0], _middle(before)[0], _middle(after)[0]))
+    return tuple(examples)
+
+
+def _middle(image: Tensor) -> Tensor:
+    top, left = (max(0, length - SHOWN_SIDE) // 2 for length in image.shape[-2:])
+    return image[..., top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
 
 
 def _target_examples(job: Job, adapted: Adapted) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -153,45 +171,47 @@ def _target_examples(job: Job, adapted: Adapted) -> tuple[tuple[Example, ...], t
     kept: list[Example] = []
     rejected: list[Example] = []
     folder = job.workspace.round(adapted.rounds[-1].number) / "targets"
-    for face in job.gathered.teaching():
-        path = folder / f"{face.id}.safetensors"
+    for window in job.gathered.teaching():
+        path = folder / f"{window.id}.safetensors"
         if not path.is_file() or min(len(kept), len(rejected)) >= SHOWN:
             continue
         target = read_target(path)
         chosen = kept if target.accepted else rejected
         if len(chosen) < SHOWN:
-            chosen.append(_target_example(job, adapted, face, path))
+            chosen.append(_target_example(job, adapted, window, path))
     return tuple(kept), tuple(rejected)
 
 
-def _target_example(job: Job, adapted: Adapted, face: FaceRecord, path: Path) -> Example:
+def _target_example(job: Job, adapted: Adapted, window: WindowRecord, path: Path) -> Example:
     target = read_target(path)
-    photo = load_crops(job.workspace.root, [face])
+    photo = load_windows(job.workspace.root, [window])
     before = restore_all(job.restorer.module.cpu().eval(), photo)[0]
     after = restore_all(adapted.restorer.module.cpu().eval(), photo)[0]
     confidence = target.confidence.expand(3, -1, -1)
-    example = Example(_title(face), photo[0], before, after, target.mean, confidence, target.reason)
+    example = Example(_title(window), photo[0], before, after, target.mean, confidence, target.reason)
     if target.reason:
         return example
     return replace(example, note=", ".join(f"{name} {score:.3f}" for name, score in target.scores.items()))
 
 
 def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
-    """A clean face and the same face as the learned camera photographs it, for the last round that has a camera."""
+    """Clean windows and the same ones as the learned camera photographs it, for the last round that has a camera."""
     paths = [job.workspace.round(report.number) / "camera.safetensors" for report in reversed(adapted.rounds)]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return {}
     camera = read_camera(path)
     if job.clean is not None:
-        source, clean = "given", job.clean.read(job.clean.photos[:4])
+        source, clean = "given", job.clean.windows(4, generator_of("report", job.recipe.seed))
+    elif (own := job.workspace.root / "bank" / "photos.safetensors").is_file():
+        source, clean = "of the photos, brought down and restored", read_tensors(own)[0]["windows"][:4].float()
     else:
         bank = sorted((job.workspace.root / "bank").glob("*.safetensors"))
         source, clean = "drawn by the prior", read_tensors(bank[0])[0]["faces"][:4].float()
     seen = camera(clean, generator_of("report", job.recipe.seed))
-    photos = load_crops(job.workspace.root, job.gathered.teaching()[:4])
+    photos = load_windows(job.workspace.root, job.gathered.teaching()[:4])
     return {
-        f"clean faces {source}": torch.cat(list(clean), dim=2),
+        f"clean windows {source}": torch.cat(list(clean), dim=2),
         f"as the learned camera sees them{_tone_words(camera)}": torch.cat(list(seen), dim=2),
         "photos of the real camera": torch.cat(list(photos), dim=2),
     }
@@ -251,5 +271,5 @@ def consequence(parts: dict[str, tuple[str, bool]]) -> str:
     return "; ".join(words) or "no restriction beyond the licences above"
 
 
-def _title(face: FaceRecord) -> str:
-    return f"{face.photo} #{face.index}" if face.index else face.photo
+def _title(window: WindowRecord) -> str:
+    return f"{window.photo} #{window.index}" if window.index else window.photo

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.cluster import Mapper
 from adapt.errors import AdaptError
-from adapt.gather import FaceRecord, load_crops
+from adapt.gathered import WindowRecord, load_windows
 from adapt.generate import BankTask, TargetTask, WorkerFactory
 from adapt.seeds import seed_of
 from adapt.workspace import read_metadata, read_tensors, write_tensors
@@ -23,34 +23,34 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TargetSet:
-    """What became of faces whose pseudo targets were asked for; the images stay on disk, as thousands fill a memory.
+    """What became of windows whose pseudo targets were asked for; the images stay on disk, as thousands fill a memory.
 
     Attributes:
-        accepted: faces whose target may teach.
+        accepted: windows whose target may teach.
         refused: why each of the others has none that may: a failure, or which limit of the gate it broke.
     """
 
-    accepted: tuple[FaceRecord, ...]
+    accepted: tuple[WindowRecord, ...]
     refused: tuple[str, ...]
 
 
 class _Tasks(Sequence[TargetTask]):
-    """Tasks whose photos are read when they are asked for; `chunks` are (faces, start timestep)."""
+    """Tasks whose photos are read when they are asked for; `chunks` are (windows, start timestep)."""
 
-    def __init__(self, root: Path, chunks: Sequence[tuple[Sequence[FaceRecord], int]], seed: tuple[int, int]) -> None:
+    def __init__(self, root: Path, chunks: Sequence[tuple[Sequence[WindowRecord], int]], seed: tuple[int, int]) -> None:
         self.root, self.chunks, self.seed = root, chunks, seed
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> TargetTask:  # type: ignore[override]  # no slices
-        faces, start = self.chunks[index]
-        seeds = tuple(seed_of(*self.seed, face.sha256, face.index) for face in faces)
-        return TargetTask(tuple(face.id for face in faces), load_crops(self.root, faces), start, seeds)
+        windows, start = self.chunks[index]
+        seeds = tuple(seed_of(*self.seed, window.sha256, window.index) for window in windows)
+        return TargetTask(tuple(window.id for window in windows), load_windows(self.root, windows), start, seeds)
 
 
 def make_targets(
-    faces: Sequence[FaceRecord],
+    windows: Sequence[WindowRecord],
     root: Path,
     starts: Sequence[int],
     folder: Path,
@@ -62,48 +62,49 @@ def make_targets(
 ) -> TargetSet:
     """Generates what is missing in `folder`.
 
-    Batches are composed of all faces before those that exist are skipped, so an interrupted run computes what an
+    Batches are composed of all windows before those that exist are skipped, so an interrupted run computes what an
     uninterrupted one would.
 
     Args:
-        root: the run's folder, which holds the crops of `faces`.
-        starts: the start timestep of each face.
-        folder: where targets go, one file a face.
+        root: the run's folder, which holds the pixels of `windows`.
+        starts: the start timestep of each window.
+        folder: where targets go, one file a window.
         seed: (recipe seed, round).
         provenance: written beside every target: round, weights and recipe hashes.
     """
-    by_start: dict[int, list[FaceRecord]] = {}
-    for face, start in zip(faces, starts, strict=True):
-        by_start.setdefault(start, []).append(face)
+    by_start: dict[int, list[WindowRecord]] = {}
+    for window, start in zip(windows, starts, strict=True):
+        by_start.setdefault(start, []).append(window)
     size = factory.generation.batch
     chunks = [
         (alike[first : first + size], start)
         for start, alike in sorted(by_start.items())
         for first in range(0, len(alike), size)
     ]
-    todo = [chunk for chunk in chunks if not all(target_file(folder, face).exists() for face in chunk[0])]
-    done = len(faces) - sum(len(chunk[0]) for chunk in todo)
+    todo = [chunk for chunk in chunks if not all(target_file(folder, window).exists() for window in chunk[0])]
+    done = len(windows) - sum(len(chunk[0]) for chunk in todo)
     advance(done)
     failures: dict[str, str] = {}
     for outcome in mapper.map(factory.target_worker, _Tasks(root, todo, seed)):
         some, start = todo[outcome.index]
         if outcome.value is None:
-            failures.update({face.id: str(outcome.failure) for face in some})
+            failures.update({window.id: str(outcome.failure) for window in some})
         else:
-            for face, target in zip(some, outcome.value, strict=True):
-                _write_target(target_file(folder, face), target, {**provenance, "start_timestep": str(start)})
+            for window, target in zip(some, outcome.value, strict=True):
+                _write_target(target_file(folder, window), target, {**provenance, "start_timestep": str(start)})
         done += len(some)
         advance(done)
-    if failures and len(failures) == len(faces):
+    if failures and len(failures) == len(windows):
         raise AdaptError(f"no pseudo target could be generated: {next(iter(failures.values()))}")
-    verdicts = {face: read_verdict(target_file(folder, face)) for face in faces if face.id not in failures}
+    verdicts = {window: read_verdict(target_file(folder, window)) for window in windows if window.id not in failures}
     limits = [reason.split(":")[0] for accepted, reason in verdicts.values() if not accepted]
-    return TargetSet(tuple(face for face, (accepted, _) in verdicts.items() if accepted), (*limits, *failures.values()))
+    kept = tuple(window for window, (accepted, _) in verdicts.items() if accepted)
+    return TargetSet(kept, (*limits, *failures.values()))
 
 
-def target_file(folder: Path, face: FaceRecord) -> Path:
-    """Where a face's pseudo target lies in the folder of its stage."""
-    return folder / f"{face.id}.safetensors"
+def target_file(folder: Path, window: WindowRecord) -> Path:
+    """Where a window's pseudo target lies in the folder of its stage."""
+    return folder / f"{window.id}.safetensors"
 
 
 def make_bank(

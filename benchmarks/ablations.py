@@ -50,6 +50,7 @@ ABLATIONS: dict[str, Ablation] = {
     "one draw": _first_round(BANK, "generation.realism=1", "generation.candidates=1"),
     "mean of four draws": _first_round(BANK, "generation.realism=1", "generation.candidates=4"),
     "mean of eight draws": _first_round(BANK, "generation.realism=1", "generation.candidates=8"),
+    "drawn bank": _first_round(TARGETS[1:], "camera.bank_from=prior"),
     "bank of 64": _first_round(TARGETS[1:], "camera.bank=64"),
     "three rounds": Ablation(("rounds=3",), (*ROUND, "rounds/2")),
 }

@@ -6,8 +6,9 @@
 `ours` is the whole job; every other row starts from the same restorer and takes as many steps as all rounds of the
 recipe have, kept or rolled back, but for the ablations, which are of the first round alone; with `--clean` one of them
 has faces of that folder for its bank. References (one flat folder, a reference bears its photo's stem) are read after
-adaptation has ended, for the scores and by the rows marked with a star alone. *Harm rate*: share of test photos with a
-lower PSNR than untouched.
+adaptation has ended, for the scores and by the rows marked with a star alone. Photos and references have their own
+sizes, and every row is scored as `adapt restore` serves it: at the photo's own pixels, and at half and a quarter of
+them. *Harm rate*: share of test photos with a lower PSNR than untouched.
 LPIPS is a column where `adapt weights fetch lpips-vgg` has brought its files, NIQE (of the test photos as one set)
 where `basicsr` is installed; for both, lower is better.
 """
@@ -25,20 +26,28 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapt.console import Narrator
 from adapt.errors import AdaptError, UsageError
-from adapt.judge import restore_all
+from adapt.judge import served_photos
 from adapt.lpips import find_lpips
 from adapt.options import JobOptions, checked
 from adapt.photos import photo_files
 from adapt.workspace import write_json
 from benchmarks import oracle_rows as rows_of
 from benchmarks.ablations import ABLATIONS, CLEAN, CLEAN_ABLATION, Ablation, prepare
-from benchmarks.oracle_pairs import Pairs, check_folders, references_of, scored_photos, taught_photos
+from benchmarks.oracle_pairs import (
+    Pairs,
+    check_folders,
+    references_of,
+    references_of_windows,
+    scored_photos,
+    taught_windows,
+)
 from benchmarks.oracle_rows import Ground, Run
 from benchmarks.oracle_table import score, show, summary
+from restorers.runtime import runtime_of
 from restorers.zoo import load_restorer
 
 Made = TypeVar("Made")
@@ -86,11 +95,16 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
 
     def adapted(name: str, job: JobOptions) -> nn.Module:
         runs[name] = rows_of.adapt(job)
-        return runs[name].restorer()
+        return runs[name].restorer().module
+
+    def served(net: nn.Module, images: list[Tensor]) -> list[Tensor]:
+        """What `adapt restore` makes of photos with this network."""
+        return served_photos(runtime_of(replace(ground.restorer, module=net.eval())), images)
 
     nets = {"ours": timed("ours", lambda: adapted("ours", whole))}
-    photos, sources = taught_photos(options.adapt, runs["ours"].folder, recipe.faces)
-    ground = Ground(photos, recipe, folder, load_restorer("compact"))
+    photos, windows = taught_windows(runs["ours"].folder)
+    color = sum(window.color for window in windows) / len(windows)
+    ground = Ground(photos, recipe, folder, load_restorer("compact"), color)
     bank = rows_of.bank_of(ground, runs["ours"])
     if "generic" in options.rows:
         nets["generic"] = timed("generic", lambda: rows_of.generic_steps(ground, bank))
@@ -103,20 +117,20 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, o
         clean = options.clean if name == CLEAN else None
         job = prepare(replace(whole, output=folder / name, clean=clean), runs["ours"].folder, change)
         nets[name] = timed(name, partial(adapted, name, job))
-    tested, paths = scored_photos(options.test, recipe.faces.size)
-    images = {"photo": tested, "untouched": restore_all(ground.base, tested)}
+    tested, paths = scored_photos(options.test)
+    images = {"photo": tested, "untouched": served(ground.base, tested)}
     if "targets" in options.rows:
         images["targets"] = timed("targets", lambda: rows_of.targets_of(ground, tested))
     # Up to here nothing has looked at a reference.
-    teach = references_of(sources, options.references, recipe.faces.size)
+    teach = references_of_windows(windows, options.adapt, options.references, recipe.windows.size)
     if "true_pair_camera" in options.rows:
         nets["true_pair_camera*"] = timed("true_pair_camera", lambda: rows_of.true_pairs(ground, teach, bank))
     if "true_camera" in options.rows and options.camera:
         given = rows_of.given_camera(options.camera)
         nets["true_camera*"] = timed("true_camera", lambda: rows_of.through_camera(ground, bank, given, "true_camera"))
     nets["oracle"] = timed("oracle", lambda: rows_of.oracle(ground, teach))
-    images |= {name: restore_all(net.eval(), tested) for name, net in nets.items()}
-    test = Pairs(tested, references_of(paths, options.references, recipe.faces.size))
+    images |= {name: served(net, tested) for name, net in nets.items()}
+    test = Pairs(tested, references_of(paths, options.references))
     stages = {f"round {report['number']}": report["seconds"] for report in runs["ours"].rounds}
     return {
         "seed": seed,
@@ -158,7 +172,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seeds", type=int, default=1, help="repeat with seeds 0 to N - 1")
-    parser.add_argument("--clean", type=Path, help="clean faces for the ablation of the drawn bank")
+    parser.add_argument("--clean", type=Path, help="clean photos for the ablation of the bank")
     parser.add_argument("--rows", type=_names(ROWS), default=ROWS)
     parser.add_argument("--ablations", type=_names(tuple(ABLATIONS)), default=())
     parser.add_argument("--camera", help="the true camera, if there is a simulator: module:function")

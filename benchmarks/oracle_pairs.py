@@ -1,8 +1,9 @@
-"""The photos of a camera beside their references, read as the job reads them."""
+"""The photos of a camera beside their references, at their own pixels, and windows of both as the job takes them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,19 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError, UsageError, printable
-from adapt.faces import align, aligned_face
-from adapt.gather import gather, load_crops
+from adapt.faces import Face, Matrix, align
+from adapt.gathered import WindowRecord, load_windows, read_gathered
 from adapt.photos import find_photos, photo_files, read_photo
-from recipes.schema import Faces
+from adapt.windows import Window, cut
+from adapt.working_scale import shrunk
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Photos and their references, `[N, 3, S, S]`."""
+    """Photos and their references, each `[1, 3, H, W]` at its own size."""
 
-    photos: Tensor
-    references: Tensor
+    photos: list[Tensor]
+    references: list[Tensor]
 
 
 def check_folders(references: Path, *photos: Path) -> None:
@@ -46,54 +48,62 @@ def check_folders(references: Path, *photos: Path) -> None:
             )
 
 
-def taught_photos(inputs: Path, run: Path, settings: Faces) -> tuple[Tensor, list[Path]]:
-    """What a finished run of the job has gathered from `inputs`: crops `[N, 3, S, S]` and the photo of each."""
-    gathered = gather(inputs, run, settings, None, lambda done, total: None)
-    paths = {photo.sha256: photo.path for photo in find_photos(inputs).photos}
-    return load_crops(run, gathered.faces), [paths[face.sha256] for face in gathered.faces]
+def taught_windows(run: Path) -> tuple[Tensor, tuple[WindowRecord, ...]]:
+    """The windows of a finished run of the job, `[N, 3, S, S]`, and where they come from."""
+    gathered = read_gathered(run / "gathered.json")
+    return load_windows(run, gathered.windows), gathered.windows
 
 
-def scored_photos(folder: Path, size: int) -> tuple[Tensor, list[Path]]:
-    """Every usable photo of a folder, `[N, 3, size, size]`, and its path; says which are not used.
+def references_of_windows(windows: Sequence[WindowRecord], inputs: Path, references: Path, size: int) -> Tensor:
+    """The same windows of the references, `[N, 3, size, size]`.
 
     Raises:
-        AdaptError: none can be used.
+        AdaptError: a reference cannot be read or is of another size than its photo.
     """
+    paths = {photo.sha256: photo.path for photo in find_photos(inputs).photos}
+    whole: dict[str, Tensor] = {}
+    found = []
+    for window in windows:
+        if window.sha256 not in whole:
+            whole = {window.sha256: references_of([paths[window.sha256]], references)[0]}  # one at a time in memory
+        found.append(_window(whole[window.sha256], window.matrix, size))
+    return torch.cat(found)
+
+
+def _window(image: Tensor, matrix: Matrix, size: int) -> Tensor:
+    factor = round(1 / matrix[0][0]) if matrix[0][0] <= 1 and matrix[0][2] == round(matrix[0][2]) else 0
+    if factor:  # a window at the photo's own pixels, or at those of its working scale
+        place = Window(-round(matrix[1][2]), -round(matrix[0][2]), False)
+        return cut(shrunk(image, factor), place, size)
+    return align(image, Face(0, matrix, 1.0), size)
+
+
+def scored_photos(folder: Path) -> tuple[list[Tensor], list[Path]]:
+    """Every usable photo of a folder, `[1, 3, H, W]` at its own size, and its path; says which are not used."""
     found = find_photos(folder)
-    square = [photo.path for photo in found.photos if photo.width == photo.height]
-    for photo in found.photos:
-        if photo.width != photo.height:
-            print(f"not scored: {printable(photo.path)}: {photo.width} x {photo.height} px, expected an aligned face")
     for path, reason in found.refused:
         print(f"not scored: {printable(path)}: {reason}")
     for path, first in found.duplicates:
         print(f"not scored: {printable(path)}: same content as {printable(first)}")
-    if not square:
-        raise AdaptError(f"{printable(folder)}: no square photos, expected aligned faces")
-    return read_faces(square, size), square
+    paths = [photo.path for photo in found.photos]
+    return [read_photo(path) for path in paths], paths
 
 
-def references_of(photos: list[Path], references: Path, size: int) -> Tensor:
-    """The reference of each photo, `[N, 3, size, size]`; one may serve several photos."""
-    by_stem = {path.stem: path for path in photo_files(references)[0]}
-    return read_faces([by_stem[path.stem] for path in photos], size)
-
-
-def read_faces(paths: list[Path], size: int) -> Tensor:
-    """Aligned faces `[N, 3, size, size]`, brought to this size as the job does it.
+def references_of(photos: Sequence[Path], references: Path) -> list[Tensor]:
+    """The reference of each photo, `[1, 3, H, W]`; one may serve several photos.
 
     Raises:
-        AdaptError: a photo cannot be read or is not square; the message names it.
+        AdaptError: a reference cannot be read or is of another size than its photo.
     """
-    faces = []
-    for path in paths:
-        image = read_photo(path)
-        try:
-            face = aligned_face(image.shape[-1], image.shape[-2])
-        except AdaptError as error:
-            raise AdaptError(f"{printable(path)}: {error}") from error
-        faces.append(align(image, face, size))
-    return torch.cat(faces)
+    by_stem = {path.stem: path for path in photo_files(references)[0]}
+    found = []
+    for path in photos:
+        image, photo = read_photo(by_stem[path.stem]), read_photo(path)
+        if image.shape != photo.shape:
+            sizes = " and ".join(f"{one.shape[-1]} x {one.shape[-2]} px" for one in (photo, image))
+            raise AdaptError(f"{printable(path)}: photo and reference are {sizes}, expected the same size")
+        found.append(image)
+    return found
 
 
 def _stems(folder: Path) -> set[str]:

@@ -16,17 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from adapt.clean_bank import colored_in_share
 from adapt.cluster import InProcessMapper
-from adapt.dataset import Degrade, ImageBank, Lessons, colored_like
+from adapt.dataset import Degrade, ImageBank, Lessons
 from adapt.errors import UsageError
 from adapt.finetune import distance_of, finetune, plan_of
 from adapt.generate import TargetTask, Worker, WorkerFactory, start_of
 from adapt.job import run_job
-from adapt.judge import restore_all
+from adapt.judge import restore_all, tiles_of
 from adapt.options import JobOptions
 from adapt.seeds import generator_of, seed_of
 from adapt.targets import make_bank
 from adapt.training import layout_of, make_accelerator, train
+from adapt.windows import padded
 from adapt.workspace import read_tensors
 from pseudo_targets.camera import CameraFit, fit_camera
 from pseudo_targets.embedded import load_quality, load_removal
@@ -42,6 +44,7 @@ DT_BFR = (
     "generation.control_strength=1",  # this prior can be steered
     "generation.filter_factor=2",  # blocks of 8 px, as the default recipe's
     "generation.batch=8",
+    "windows.crops=no",  # windows at the photos' pixels, as the other rows
     "finetune.learning_rate=2e-4",
     "finetune.ema_decay=0.99",
     "finetune.perceptual_net=removal",  # LPIPS is not at hand everywhere, and the embedded network is
@@ -54,12 +57,17 @@ kinds of losses and missing gates stay."""
 
 @dataclass(frozen=True)
 class Ground:
-    """What all rows share: the photos of the job `[N, 3, S, S]`, its recipe, a folder for checkpoints, the start."""
+    """What all rows share: the windows of the job `[N, 3, S, S]`, its recipe, a folder for checkpoints, the start.
+
+    Attributes:
+        color: share of the windows whose photos show colour.
+    """
 
     photos: Tensor
     recipe: Recipe
     folder: Path
     restorer: LoadedRestorer
+    color: float = 1.0
 
     @property
     def base(self) -> nn.Module:
@@ -87,9 +95,9 @@ class Run:
         """How many rounds were kept."""
         return sum(bool(report["judgement"]["accepted"]) for report in self.rounds)  # type: ignore[index]
 
-    def restorer(self) -> nn.Module:
+    def restorer(self) -> LoadedRestorer:
         """What ships."""
-        return load_restorer(self.folder / "restorer.safetensors").module
+        return load_restorer(self.folder / "restorer.safetensors")
 
     def seconds(self) -> float:
         """What it took when it was done, however often it was started."""
@@ -97,14 +105,13 @@ class Run:
 
 
 def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str]) -> JobOptions:
-    """The whole job on a folder of aligned photos."""
+    """The whole job on a folder of photos."""
     return JobOptions(
         inputs=photos,
         command="benchmarks.oracle_gap",
         output=folder,
         recipe=recipe,
         overrides=tuple(overrides),
-        aligned=True,
         tracking=False,
         device="cpu",  # as the rows beside it
     )
@@ -112,8 +119,8 @@ def job_options(photos: Path, folder: Path, recipe: str, overrides: Sequence[str
 
 def dt_bfr_settings(recipe: Recipe) -> tuple[str, ...]:
     """DT-BFR's recipe for the same photos, batch and steps as `recipe`."""
-    finetune, faces = recipe.finetune, recipe.faces.model_dump(exclude_none=True)
-    same = [f"faces.{name}={value}" for name, value in faces.items()]
+    finetune, windows = recipe.finetune, recipe.windows.model_dump(mode="json")
+    same = [f'windows.{name}="{value}"' for name, value in windows.items() if name != "crops"]
     same += [f"finetune.batch={finetune.batch}", f"finetune.accumulate={finetune.accumulate}"]
     return (*DT_BFR, *same, f"finetune.steps={finetune.steps * recipe.rounds}", f"seed={recipe.seed}")
 
@@ -126,11 +133,11 @@ def adapt(options: JobOptions) -> Run:
 
 
 def bank_of(ground: Ground, run: Run) -> Tensor:
-    """The clean faces that a run has drawn; one that ended before it drew any gets them here."""
+    """The clean windows that a run has made; one that ended before it made any gets drawn ones here."""
     settings, generation = ground.recipe.camera, ground.recipe.generation
     files = sorted((run.folder / "bank").glob("*.safetensors"))
     if files:
-        return torch.cat([read_tensors(file)[0]["faces"].float() for file in files])
+        return torch.cat([tensor.float() for file in files for tensor in read_tensors(file)[0].values()])
     sources = restore_all(ground.base, ground.photos)
     factory = WorkerFactory(ground.base, "mini", generation, ground.recipe.gate, "cpu")
     path, seed = (settings.bank_start, settings.bank_calls), seed_of("bank", ground.recipe.seed)
@@ -189,7 +196,7 @@ def true_pairs(ground: Ground, references: Tensor, bank: Tensor) -> nn.Module:
     """The bank seen through our camera model, fitted on true pairs: what a perfect clean side would give."""
     settings = ground.recipe.camera
     plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
-    faces, tone = colored_like(ground.photos, bank), _true_tone(references, ground.photos)
+    faces, tone = colored_in_share(ground.color, bank), _true_tone(references, ground.photos)
     camera = fit_camera(references, ground.photos, faces, plan, ground.seed("true pairs"), tone=tone)
     return through_camera(ground, bank, camera, "true_pair_camera")
 
@@ -234,20 +241,28 @@ def oracle(ground: Ground, references: Tensor) -> nn.Module:
     return merged(trained.module, ground.base)
 
 
-def targets_of(ground: Ground, photos: Tensor) -> Tensor:
-    """Pseudo targets of photos `[N, 3, S, S]`: diffusion at test time in place of a restorer."""
-    settings, quality = ground.recipe.generation, load_quality()
+def targets_of(ground: Ground, photos: Sequence[Tensor]) -> list[Tensor]:
+    """Pseudo targets of photos `[1, 3, H, W]`, window by window: diffusion at test time in place of a restorer."""
+    settings, quality, size = ground.recipe.generation, load_quality(), ground.recipe.windows.size
     factory = WorkerFactory(ground.base, "mini", settings, ground.recipe.gate, "cpu")
     worker = Worker(factory)
-    means = []
+    found = []
     for index, photo in enumerate(photos):
-        start = start_of(photo, quality.removal, settings)
-        task = TargetTask((str(index),), photo[None], start, (ground.seed(f"test target {index}"),))
-        means.append(worker.targets(task)[0].mean)
-    return torch.stack(means)
+        height, width = photo.shape[-2:]
+        large = padded(photo, size)
+        large = F.pad(large, (0, -large.shape[-1] % size, 0, -large.shape[-2] % size), mode="reflect")
+        tiles, rows = tiles_of(large, size), large.shape[-2] // size
+        means = []
+        for number, tile in enumerate(tiles):
+            seed = ground.seed(f"test target {index} {number}")
+            task = TargetTask((str(number),), tile[None], start_of(tile, quality.removal, settings), (seed,))
+            means.append(worker.targets(task)[0].mean)
+        whole = torch.stack(means).unflatten(0, (rows, -1)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+        found.append(whole[None, :, :height, :width])
+    return found
 
 
 def _lessons(ground: Ground, bank: Tensor, camera: Degrade | None) -> Lessons:
     photos = ground.photos
-    clean = ImageBank(colored_like(ground.photos, bank))
+    clean = ImageBank(colored_in_share(ground.color, bank))
     return Lessons(clean, clean, camera, photos, photos, photos, torch.ones_like(photos[:, :1]))

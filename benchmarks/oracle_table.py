@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.evaluate import BLOCK, align_tone, haarpsi, niqe, psnr, ssim
@@ -18,6 +20,8 @@ from pseudo_targets.gating import low_band_difference
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
 LEAST_GAIN = {"psnr": 0.1, "ssim": 0.002, "haarpsi": 0.01, "identity": 0.01, "lpips": -0.005, "niqe": -0.1}
 """What the oracle must gain for a share of it to mean something; of negative ones lower is better."""
+SMALLER = (2, 4)
+"""How many times smaller results are scored too, as most people see them."""
 OPTIONAL = {
     "identity": "identity",
     "lpips": "LPIPS",
@@ -30,33 +34,51 @@ Row = dict[str, float]
 Closed = dict[str, float | None]
 
 
-def score(restored: Tensor, test: Pairs, untouched: Tensor, lpips: Lpips | None = None) -> Row:
-    """Means over the test photos: scores plain and with the tone aligned, low band against the photo, harm rate."""
+def score(restored: list[Tensor], test: Pairs, untouched: list[Tensor], lpips: Lpips | None = None) -> Row:
+    """Means over the test photos, each at its own size.
+
+    Scores plain, with the tone aligned and at half and a quarter of the size; low band against the photo; harm rate.
+    """
     result = _scores(restored, test, lpips)
-    aligned = _scores(align_tone(restored, test.references), test, lpips)
-    result |= {f"{name}_aligned": value for name, value in aligned.items()}
-    worse = psnr(restored, test.references) < psnr(untouched, test.references)
-    return result | {"harm_rate": float(worse.float().mean())}
+    aligned = [align_tone(image, reference) for image, reference in zip(restored, test.references, strict=True)]
+    result |= {f"{name}_aligned": value for name, value in _scores(aligned, test, lpips).items()}
+    for factor in SMALLER:
+        small = [F.avg_pool2d(image, factor) for image in restored]
+        clean = [F.avg_pool2d(image, factor) for image in test.references]
+        result |= {f"{name}_{factor}": _mean(measure, small, clean) for name, measure in SCORES.items()}
+    worse = [
+        float(psnr(image, reference)) < float(psnr(before, reference))
+        for image, before, reference in zip(restored, untouched, test.references, strict=True)
+    ]
+    return result | {"harm_rate": sum(worse) / len(worse)}
 
 
-def _scores(images: Tensor, test: Pairs, lpips: Lpips | None) -> Row:
-    result = {name: float(measure(images, test.references).mean()) for name, measure in SCORES.items()}
-    result["low_band"] = float(low_band_difference(images, test.photos).mean())
-    embed = load_identity(images.device)
+def _mean(measure: Callable[[Tensor, Tensor], Tensor], images: list[Tensor], references: list[Tensor]) -> float:
+    return statistics.fmean(float(measure(*pair)) for pair in zip(images, references, strict=True))
+
+
+def _scores(images: list[Tensor], test: Pairs, lpips: Lpips | None) -> Row:
+    result = {name: _mean(measure, images, test.references) for name, measure in SCORES.items()}
+    result["low_band"] = _mean(low_band_difference, images, test.photos)
+    embed = load_identity(images[0].device)
     if embed is not None:
-        result["identity"] = float(torch.cosine_similarity(embed(images), embed(test.references)).mean())
+
+        def likeness(image: Tensor, reference: Tensor) -> Tensor:
+            return torch.cosine_similarity(embed(image), embed(reference))
+
+        result["identity"] = _mean(likeness, images, test.references)
     if lpips is not None:
-        result["lpips"] = mean_lpips(lpips, images, test.references)
-    if find_spec("basicsr") is not None and len(images) > 1 and images.shape[-1] >= BLOCK:
-        result["niqe"] = niqe(images)
+        result["lpips"] = _mean(partial(mean_lpips, lpips), images, test.references)
+    alike = len({image.shape for image in images}) == 1
+    if find_spec("basicsr") is not None and alike and len(images) > 1 and min(images[0].shape[-2:]) >= BLOCK:
+        result["niqe"] = niqe(torch.cat(images))
     return result
 
 
 @torch.no_grad()
-def mean_lpips(lpips: Lpips, images: Tensor, references: Tensor) -> float:
-    """A few images at a time: the activations of VGG-16 are large."""
-    pairs = zip(images.clamp(0, 1).split(8), references.split(8), strict=True)
-    return float(torch.cat([lpips(image, reference) for image, reference in pairs]).mean())
+def mean_lpips(lpips: Lpips, image: Tensor, reference: Tensor) -> float:
+    """Of one image `[1, 3, H, W]`."""
+    return float(lpips(image.clamp(0, 1), reference).mean())
 
 
 def gap_closed(rows: dict[str, Row], row: str, suffix: str = "") -> Closed:
@@ -103,7 +125,9 @@ def show(result: dict[str, object]) -> None:
     seconds: dict[str, object] = result["seconds"]  # type: ignore[assignment]
     scores = ["PSNR", "SSIM", "HaarPSI", "gap closed"]
     more = {key: title for key, title in OPTIONAL.items() if all(key in row for row in rows.values())}
-    titles = [*scores, *(f"{name} aligned" for name in scores), "low band", "harm", *more.values(), "seconds"]
+    titles = [*scores, *(f"{name} aligned" for name in scores)]
+    titles += [f"PSNR / SSIM / HaarPSI at 1/{factor}" for factor in SMALLER]
+    titles += ["low band", "harm", *more.values(), "seconds"]
     print("| row | " + " | ".join(titles) + " |")
     print("|---|" + "--:|" * len(titles))
     for name, row in rows.items():
@@ -112,6 +136,9 @@ def show(result: dict[str, object]) -> None:
             closed = gap_closed(rows, name, suffix)
             cells += [f"{row['psnr' + suffix]:.2f}", f"{row['ssim' + suffix]:.4f}", f"{row['haarpsi' + suffix]:.4f}"]
             cells += [" / ".join(_percent(closed[score]) for score in SCORES)]
+        for factor in SMALLER:
+            small = [row[f"{name}_{factor}"] for name in SCORES]
+            cells.append(f"{small[0]:.2f} / {small[1]:.4f} / {small[2]:.4f}")
         cells += [f"{row['low_band']:.4f}", f"{row['harm_rate']:.0%}", *(f"{row[key]:.4f}" for key in more)]
         spent = seconds.get(name.rstrip("*"))
         cells += ["" if spent is None else f"{spent:.0f}"]

@@ -20,13 +20,16 @@ from pseudo_targets.tone import ToneChange, tone_of, with_tone
 
 BINS = 8  # brightness levels at which the noise strength is known
 LOWEST = 0.06  # cycles a pixel; below it content, not the camera, decides the spectrum
+CONTENT = (0.06, 0.09)  # cycles a pixel; where two sets of clean images may differ and no camera is blamed for it
+MOST_CONTENT = 4.0  # times as much power as other content may have there
 
 
 class LearnedCamera(nn.Module):
-    """Clean image `[B, 3, S, S]` -> photo of the camera, same shape, `[0, 1]`.
+    """Clean image `[B, 3, H, W]` -> photo of the camera, same shape, `[0, 1]`.
 
     Args:
-        size: side in pixels; the noise spectrum belongs to it.
+        size: side in pixels of the windows it is fitted on; spectra are kept at it, and brought to images of other
+            sizes as they are needed (`spectrum_at`).
     """
 
     tone_gain: Tensor
@@ -79,15 +82,17 @@ class LearnedCamera(nn.Module):
 
     def mean(self, clean: Tensor) -> Tensor:
         """The expected photo of a toned image."""
+        size = (clean.shape[-2], clean.shape[-1])
         spectrum = torch.fft.rfft2(self.response(clean))
-        return torch.fft.irfft2(spectrum * self.blur_gain, s=(self.size, self.size))
+        return torch.fft.irfft2(spectrum * spectrum_at(self.blur_gain, size), s=size)
 
     def noise(self, mean: Tensor, generator: Generator) -> Tensor:
         """Noise with the camera's spectrum, as strong as the brightness of `mean` says."""
+        size = (mean.shape[-2], mean.shape[-1])
         white = torch.randn(mean.shape, generator=generator).to(mean)
-        root = torch.view_as_complex(self.noise_root) * self.noise_gain[..., None, None]
+        root = spectrum_at(torch.view_as_complex(self.noise_root) * self.noise_gain[..., None, None], size)
         coloured = torch.einsum("hwij,bjhw->bihw", root, torch.fft.rfft2(white))
-        return torch.fft.irfft2(coloured, s=(self.size, self.size)) * self.strength(mean)
+        return torch.fft.irfft2(coloured, s=size) * self.strength(mean)
 
     def strength(self, mean: Tensor) -> Tensor:
         """Standard deviation of the noise at each pixel, linear between the known brightness levels."""
@@ -103,6 +108,29 @@ class LearnedCamera(nn.Module):
     def forward(self, clean: Tensor, generator: Generator) -> Tensor:
         mean = self.mean(self.toned(clean, generator))
         return (mean + self.noise(mean, generator)).clamp(0, 1)
+
+
+def spectrum_at(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transfer function `[S, S // 2 + 1, ...]` of a filter of `S` x `S` px for images of another `size`.
+
+    The filter itself stays what it is: its kernel is set among zeros, or cut to what the image holds.
+    """
+    side = spectrum.shape[0]
+    if size == (side, side):
+        return spectrum
+    kernel = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(side, side), dim=(0, 1)), dim=(0, 1))
+    for axis, length in enumerate(size):
+        before = length // 2 - side // 2  # the kernel's middle lies at side // 2
+        if before < 0:
+            kernel = kernel.narrow(axis, -before, length)
+        else:
+            room = list(kernel.shape)
+            room[axis] = length
+            wide = kernel.new_zeros(room)
+            wide.narrow(axis, before, side).copy_(kernel)
+            kernel = wide
+    wanted = torch.fft.rfft2(torch.fft.ifftshift(kernel, dim=(0, 1)), dim=(0, 1))
+    return wanted if spectrum.is_complex() else wanted.real
 
 
 def local_brightness(image: Tensor) -> Tensor:
@@ -254,14 +282,31 @@ def _match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: i
     signals, grain = _power((mean - mean.mean((2, 3), keepdim=True)) / contrast), _power(noise / contrast).mean(0)
     seen = photos - photos.mean((2, 3), keepdim=True)
     found = _power(seen / seen.std((1, 2, 3), keepdim=True).clamp(min=1e-3))
-    signal, wanted = signals.mean(0), found.mean(0)
-    # Faces differ: power that lacks is blur, and power in excess noise, only beyond what two sets of faces differ by.
+    wanted = found.mean(0)
+    rows = torch.fft.fftfreq(camera.size, device=bank.device).abs().view(-1, 1)
+    columns = torch.fft.rfftfreq(camera.size, device=bank.device).view(1, -1)
+    frequency = (rows**2 + columns**2).sqrt()
+    # Faces fill a photo and a part of one differently: coarse power that differs is content, and so is as much of the
+    # fine power, as spectra of clean images agree in shape and not in height.
+    coarse = (frequency > CONTENT[0]) & (frequency < CONTENT[1])
+    signals = signals * _height(signals[:, coarse].mean(1), found[:, coarse].mean(1) - grain[coarse].mean())
+    signal = signals.mean(0)
+    # Images differ: power that lacks is blur, and power in excess noise, only beyond what two sets of them differ by.
     chance = 2 * (signals.var(0) / len(signals) + found.var(0) / len(found)).sqrt()
     gain = ((wanted + chance - grain).clamp(min=0) / signal).sqrt().clamp(0.1, 1)
     trust = signal / (signal + grain)  # where noise hides the signal its power says nothing about blur
     boost = ((wanted - chance - signal * gain**2).clamp(min=0) / grain.clamp(min=1e-8)).sqrt().clamp(1, 3)
-    rows = torch.fft.fftfreq(camera.size, device=bank.device).abs().view(-1, 1)
-    columns = torch.fft.rfftfreq(camera.size, device=bank.device).view(1, -1)
-    high = (rows**2 + columns**2).sqrt() > LOWEST
+    high = frequency > LOWEST
     camera.blur_gain.copy_(torch.where(high, 1 + trust * (gain - 1), 1.0))
     camera.noise_gain.copy_(torch.where(high, boost, 1.0))
+
+
+def _height(bank: Tensor, photos: Tensor) -> Tensor:
+    """How many times as much power the photos' content has as the bank's, from the powers of each image, `[M]`, `[N]`.
+
+    What two sets differ by chance is no difference.
+    """
+    chance = 2 * (bank.var() / len(bank) + photos.var() / len(photos)).sqrt()
+    difference = photos.mean() - bank.mean()
+    difference = difference.sign() * (difference.abs() - chance).clamp(min=0)
+    return (1 + difference / bank.mean()).clamp(1 / MOST_CONTENT, MOST_CONTENT)

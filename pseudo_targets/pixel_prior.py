@@ -24,6 +24,7 @@ class PixelPrior(nn.Module):
         resolution: side in pixels the prior was trained at.
     """
 
+    aligned_faces = True
     control = None
     """No IRControlNet: every condition is refused."""
 

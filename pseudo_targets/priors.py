@@ -68,10 +68,16 @@ class Fusion(nn.Module):
 
 
 class Prior(Protocol):
-    """A denoiser of images with a latent space of its own; `encode` and `decode` are the identity for pixel priors."""
+    """A denoiser of images with a latent space of its own; `encode` and `decode` are the identity for pixel priors.
+
+    Attributes:
+        resolution: side in pixels of the images it was trained on.
+        aligned_faces: whether it knows nothing but aligned faces.
+    """
 
     name: str
     resolution: int
+    aligned_faces: bool
     schedule: NoiseSchedule
     licence: str
     weights_sha256: str
@@ -112,6 +118,7 @@ class LatentPrior(nn.Module):
 
     codec: Codec
     context: Tensor
+    aligned_faces = False
 
     def __init__(
         self,

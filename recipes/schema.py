@@ -14,17 +14,23 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Faces(_Section):
-    """Which faces take part."""
+class Windows(_Section):
+    """What of the photos takes part: windows at the photos' own pixels, those on faces weighted more."""
 
     size: Annotated[int, Field(ge=64, multiple_of=32)] = 128
-    """Side in pixels of the aligned faces, what the prior was trained at; where it is not given it follows --prior."""
+    """Side in pixels, what the prior was trained at; where it is not given it follows --prior."""
+    content: Literal["auto", "faces", "photos"] = "auto"
+    """Auto looks for faces and takes half of a photo's windows on those it finds; `faces` takes windows on faces alone,
+    `photos` looks for none."""
+    crops: Literal["auto", "yes", "no"] = "auto"
+    """Faces cut out along the template and brought to `size` in place of windows, as networks that know nothing but
+    aligned faces need; auto is yes for those and no for all others."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the photos whose faces only judge, two photos at least, chosen by content hash."""
+    """Share of the photos that only judge, two at least, chosen by content hash."""
     minimum: Annotated[int, Field(ge=4)] = 8
-    """Fewer faces than this and the job stops: a camera cannot be learned from less."""
+    """Fewer windows than this and the job stops: a camera cannot be learned from less."""
     maximum: Annotated[int, Field(ge=8)] = 192
-    """More faces than this are not used, the first ones by content hash are."""
+    """Windows of all photos together, spread evenly over them; of more photos than this the first by content hash."""
 
 
 Tile = Annotated[int, Field(ge=0, multiple_of=128)]
@@ -191,7 +197,10 @@ class Camera(_Section):
     tone: bool = True
     """Learns what the camera does to contrast and colour, where it does more than sets of clean faces differ by."""
     bank: Annotated[int, Field(ge=16)] = 192
-    """Clean faces drawn by the prior (with --clean: a quarter of those taken at most)."""
+    """Clean windows (with --clean: a quarter of those taken at most)."""
+    bank_from: Literal["auto", "photos", "prior"] = "auto"
+    """Where they come from: the photos themselves, brought down two to four times and restored, which is of their
+    content and costs nothing; drawings of the prior; auto draws only what small photos cannot give."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
     bank_start: Timestep = 999
@@ -301,7 +310,7 @@ class Recipe(_Section):
     """Rounds at most; a round that is not better is rolled back and ends the job."""
     seed: int = 0
     """Start of every random draw."""
-    faces: Faces = Faces()
+    windows: Windows = Windows()
     generation: Generation = Generation()
     gate: Gate = Gate()
     camera: Camera = Camera()

@@ -1,8 +1,9 @@
 """Random degradations, batched on the accelerator: blur, resampling, noise, JPEG.
 
-The generic recipe follows the one-and-a-half order degradations of GFPGAN and Real-ESRGAN (Wang et al. 2021), scaled to
-small face crops. It is deliberately broad and knows nothing of any particular camera. All functions take and return
-float32 `[B, 3, H, W]`, RGB, `[0, 1]`; randomness comes from the `torch.Generator` that is passed in (on the CPU).
+The generic recipe follows the one-and-a-half order degradations of GFPGAN and Real-ESRGAN (Wang et al. 2021), for
+windows of photos at their own pixels. It is deliberately broad and knows nothing of any particular camera. All
+functions take and return float32 `[B, 3, H, W]`, RGB, `[0, 1]`; randomness comes from the `torch.Generator` that is
+passed in (on the CPU).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class GenericDegradation:
-    """Ranges of the generic degradation; every value is drawn uniformly for each image."""
+    """Ranges of the generic degradation, in pixels of the photo; every value is drawn uniformly for each image."""
 
     blur_sigma: tuple[float, float] = (0.1, 2.5)
     """Standard deviation of the blur in pixels, for each axis of an elliptic Gaussian."""
@@ -28,8 +29,18 @@ class GenericDegradation:
     poisson: tuple[float, float] = (0.0, 0.02)
     """Shot noise: variance at white, in units of 1."""
     jpeg_quality: tuple[float, float] = (25.0, 95.0)
+    grain_sigma: tuple[float, float] = (0.3, 1.0)
+    """Standard deviation in pixels of the blur that noise gets, as demosaicking and noise reduction correlate it."""
+    grain_probability: float = 0.4
+    """Chance of a chunk's Gaussian noise to be correlated."""
+    sharpening: tuple[float, float] = (0.2, 1.5)
+    """How much of the difference from a blurred copy is added, before JPEG, as cameras do."""
+    sharpening_probability: float = 0.25
     skip_probability: float = 0.25
-    """Chance of each step to be left out for a chunk, so that mild inputs are seen too."""
+    """Chance of each step to be left out for a chunk."""
+    mild_probability: float = 0.35
+    """Chance of a chunk to be degraded mildly, with ranges up to a random part of their strong half: most photos of a
+    good camera are, and a restorer that saw strong defects alone takes their detail away."""
     clean_probability: float = 0.1
     """Chance of an image to stay as it is: a restorer that never saw a good photo softens every one it gets."""
 
@@ -40,16 +51,21 @@ class GenericDegradation:
     def _chunk(self, image: Tensor, generator: Generator) -> Tensor:
         x, (count, _, height, width) = image, image.shape
         skip = _uniform(5, (0.0, 1.0), generator) < self.skip_probability
+        mild, reach, grain, sharpen = _uniform(4, (0.0, 1.0), generator).tolist()
+        reach = reach / 2 if mild < self.mild_probability else 1.0
         if not skip[0]:
-            x = blur(x, elliptic_kernels(count, self.blur_sigma, generator))
-        factor = 1.0 if skip[1] else float(_uniform(1, self.scale, generator))
+            x = blur(x, elliptic_kernels(count, _part(self.blur_sigma, reach), generator))
+        factor = 1.0 if skip[1] else float(_uniform(1, _part(self.scale, reach), generator))
         x = resize(x, (round(height / factor), round(width / factor)), int(_uniform(1, (0, 3), generator)))
         if not skip[2]:
-            x = add_noise(x, _uniform(count, self.noise_sigma, generator) / 255, generator)
+            sigma = _uniform(count, _part(self.noise_sigma, reach), generator) / 255
+            x = add_noise(x, sigma, generator, self.grain_sigma if grain < self.grain_probability else None)
         if not skip[3]:
-            x = add_shot_noise(x, _uniform(count, self.poisson, generator), generator)
+            x = add_shot_noise(x, _uniform(count, _part(self.poisson, reach), generator), generator)
+        if sharpen < self.sharpening_probability:
+            x = sharpened(x, _uniform(count, _part(self.sharpening, reach), generator))
         if not skip[4]:
-            x = jpeg(x.clamp(0, 1), _uniform(count, self.jpeg_quality, generator))
+            x = jpeg(x.clamp(0, 1), _uniform(count, _part(self.jpeg_quality[::-1], reach), generator))
         x = resize(x, (height, width), int(_uniform(1, (0, 2), generator))).clamp(0, 1)
         clean = (_uniform(count, (0.0, 1.0), generator) < self.clean_probability).view(-1, 1, 1, 1)
         return torch.where(clean.to(x.device), image, x)
@@ -91,10 +107,22 @@ def resize(image: Tensor, size: tuple[int, int], mode: int) -> Tensor:
     return F.interpolate(image, size, mode="bicubic" if mode == 2 else "bilinear", antialias=True)
 
 
-def add_noise(image: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
-    """Adds white Gaussian noise of standard deviation `sigma` `[B]`."""
+def add_noise(
+    image: Tensor, sigma: Tensor, generator: Generator, grain: tuple[float, float] | None = None
+) -> Tensor:
+    """Adds Gaussian noise of standard deviation `sigma` `[B]`: white, or blurred by a deviation within `grain` px."""
     noise = torch.randn(image.shape, generator=generator).to(image)
+    if grain is not None:
+        kernels = elliptic_kernels(len(image), grain, generator)
+        noise = blur(noise, kernels) / kernels.square().sum((1, 2)).sqrt().view(-1, 1, 1, 1).to(image)
     return image + noise * sigma.view(-1, 1, 1, 1).to(image)
+
+
+def sharpened(image: Tensor, amount: Tensor, sigma: float = 1.5) -> Tensor:
+    """Unsharp masking: adds `amount` `[B]` times the difference from a Gaussian blur of `sigma` px; not clamped."""
+    count = len(image)
+    kernels = elliptic_kernels(count, (sigma, sigma), Generator())
+    return image + amount.view(-1, 1, 1, 1).to(image) * (image - blur(image, kernels))
 
 
 def add_shot_noise(image: Tensor, variance: Tensor, generator: Generator) -> Tensor:
@@ -145,6 +173,11 @@ def _code(plane: Tensor, table: list[list[int]], scale: Tensor) -> Tensor:
     blocks = grid.transpose(3, 4).reshape(batch, channels, -1, 8, 8)
     coded = dct.T @ (torch.round(dct @ blocks @ dct.T / step) * step) @ dct
     return coded.view(batch, channels, height // 8, width // 8, 8, 8).transpose(3, 4).reshape(plane.shape)
+
+
+def _part(bounds: tuple[float, float], reach: float) -> tuple[float, float]:
+    """The mild part of a range whose second value is its strong end; `reach` 1 is all of it."""
+    return bounds[0], bounds[0] + reach * (bounds[1] - bounds[0])
 
 
 def _uniform(count: int, bounds: tuple[float, float], generator: Generator) -> Tensor:

@@ -64,6 +64,7 @@ def export_onnx(
     licence: str = "",
     commercial: bool = True,
     tiles: bool = True,
+    aligned_faces: bool = False,
 ) -> OnnxParity:
     """Writes `module` as one self-contained ONNX file with dynamic batch, height and width.
 
@@ -82,6 +83,7 @@ def export_onnx(
         licence: licence of the weights, "" when unknown.
         commercial: False when it forbids commercial use.
         tiles: False when the network needs to see the whole image at once.
+        aligned_faces: whether it knows nothing but aligned faces.
 
     Raises:
         ExportError: torch cannot export the network, a package is missing, or the outputs differ by more than 1e-4.
@@ -94,6 +96,7 @@ def export_onnx(
         "multiple_of": str(multiple_of),
         "minimum": str(minimum),
         "tiles": "yes" if tiles else "no",
+        "aligned_faces": "yes" if aligned_faces else "no",
     }
     with atomic_file(path) as temporary:
         _export(frozen, temporary, multiple_of, minimum, metadata)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from restorers.zoo import LoadedRestorer
 
 MAX_PIXELS = 1 << 20  # per network call; about 0.5 GB of activations in the compact restorer
 OVERLAP = 128
@@ -37,6 +41,7 @@ class RuntimeRestorer:
         tiles: False when the network must see the whole image at once.
         max_pixels: most pixels in one call; larger images are cut into tiles, larger batches into smaller ones.
         least_pixels: what even a small image counts as, for networks that work at one size.
+        aligned_faces: whether the network knows nothing but aligned faces; others restore whole photos.
         overlap: pixels that neighbouring tiles share. The outer quarter on either side is thrown away, because
             there the network saw an artificial border; over the middle half the tiles are blended linearly.
     """
@@ -53,11 +58,13 @@ class RuntimeRestorer:
         max_pixels: int = MAX_PIXELS,
         overlap: int = OVERLAP,
         least_pixels: int = 1,
+        aligned_faces: bool = False,
     ) -> None:
         self.name = name
         self.multiple_of = multiple_of
         self.minimum = -(-max(minimum, 1) // multiple_of) * multiple_of
         self.backend = backend
+        self.aligned_faces = aligned_faces
         self._forward = forward
         self._least_pixels = least_pixels
         self._max_pixels = max_pixels if tiles else None
@@ -181,11 +188,17 @@ def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) 
         loaded = at_input_size(load_restorer(path, non_commercial=non_commercial))
     except ZooError as error:
         raise RuntimeFailure(str(error)) from error
-    spec = loaded.spec
-    if spec.scale != 1:
-        raise RuntimeFailure(f"{path} enlarges images {spec.scale} times, expected a restorer that keeps their size")
-    module = loaded.module.to(device)
-    shrink, side = getattr(module, "shrink", 1), getattr(module, "side", None) or 1
+    if loaded.spec.scale != 1:
+        raise RuntimeFailure(
+            f"{path} enlarges images {loaded.spec.scale} times, expected a restorer that keeps their size"
+        )
+    return runtime_of(loaded, device, max_pixels)
+
+
+def runtime_of(loaded: LoadedRestorer, device: str = "cpu", max_pixels: int = MAX_PIXELS) -> RuntimeRestorer:
+    """A loaded restorer that keeps the size of images, as it serves; its module is moved to `device`."""
+    spec, module = loaded.spec, loaded.module.to(device)
+    shrink, side = getattr(module, "shrink", 1), getattr(module, "side", None)
 
     def forward(image: Tensor) -> Tensor:
         try:
@@ -202,7 +215,8 @@ def _load_torch(path: Path, device: str, max_pixels: int, non_commercial: bool) 
         minimum=spec.minimum,
         tiles=loaded.tiles,
         max_pixels=max(max_pixels // shrink**2, 1),  # what a network enlarges inside counts at that size
-        least_pixels=side**2,
+        least_pixels=(side or 1) ** 2,
+        aligned_faces=loaded.aligned_faces,
     )
 
 
@@ -250,6 +264,7 @@ def _load_onnx(path: Path, max_pixels: int, non_commercial: bool) -> RuntimeRest
         backend="onnxruntime",
         tiles=facts.get("tiles") != "no",
         max_pixels=max_pixels,
+        aligned_faces=facts.get("aligned_faces") == "yes",
     )
 
 

@@ -63,6 +63,11 @@ class LoadedRestorer:
     spec: RestorerSpec
     tiles: bool = True
 
+    @property
+    def aligned_faces(self) -> bool:
+        """Whether the network knows nothing but aligned faces, of the one size that it takes."""
+        return getattr(self.module, "side", None) is not None
+
 
 def load_embedded_compact() -> LoadedRestorer:
     """The restorer that ships inside the package."""

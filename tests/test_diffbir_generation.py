@@ -165,7 +165,7 @@ def test_what_only_diffbir_has_is_refused_for_other_priors(cache: Path) -> None:
         checked(options, Narrator())
     for part in ("sampler diffbir: prior 'mini'", "prompt 'sharp': prior 'mini'", "give --prior, one of diffbir-v1"):
         assert part in str(error.value)
-    right = dataclasses.replace(options, prior=NAME, overrides=(*options.overrides, "faces.size=64"))
+    right = dataclasses.replace(options, prior=NAME, overrides=(*options.overrides, "windows.size=64"))
     with pytest.raises(UsageError, match="works at 32 px") as error:
         checked(right, Narrator())
     assert "expected one of" not in str(error.value)

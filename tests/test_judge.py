@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adapt.judge import judge, paired_difference, scores_of
+from adapt.judge import judge, paired_difference, scores_of, served_photos, size_class, tiles_of
 from pseudo_targets.camera import LearnedCamera
 from recipes.schema import Judge
 from tests.tiny import blobs
@@ -52,7 +52,9 @@ def test_what_undoes_a_loss_of_contrast_agrees_better() -> None:
     camera.tone_gain.fill_(0.6)
     camera.tone_offset.fill_(0.2)
     photos = 0.6 * clean + 0.2
-    undone, left = (scores_of(image, photos, lambda x: torch.ones(len(x)), camera) for image in (clean, photos))
+    undone, left = (
+        scores_of(image.split(1), photos.split(1), lambda x: torch.ones(len(x)), camera) for image in (clean, photos)
+    )
     assert float(undone["agreement"].min()) > -1e-4
     assert (left["agreement"] < undone["agreement"] - 0.01).all()
 
@@ -81,8 +83,8 @@ def test_the_interval_covers_the_mean_and_repeats() -> None:
 
 def test_scores_fall_with_cleanness_and_with_drift() -> None:
     photos = blobs(4)
-    good = scores_of(photos, photos, lambda image: torch.full((len(image),), 30.0), None)
-    bad = scores_of(photos.flip(-1), photos, lambda image: torch.full((len(image),), 20.0), None)
+    good = scores_of(photos.split(1), photos.split(1), lambda image: torch.full((len(image),), 30.0), None)
+    bad = scores_of(photos.flip(-1).split(1), photos.split(1), lambda image: torch.full((len(image),), 20.0), None)
     assert (good["cleanness"] > bad["cleanness"]).all()
     assert (good["agreement"] > bad["agreement"]).all()
 
@@ -99,3 +101,41 @@ def test_one_photo_cannot_judge() -> None:
     zero, gain = torch.zeros(1), torch.full((1,), 0.5)
     result = judge({"cleanness": zero, "agreement": zero}, {"cleanness": gain, "agreement": zero}, Judge(), seed=0)
     assert not result.accepted and "one held-out photo" in result.reason
+
+
+def judged(photographed: torch.Tensor, smaller: float = 0.0, groups: tuple[str, ...] = ()):
+    zero = torch.zeros(len(photographed))
+    before = dict.fromkeys(("cleanness", "agreement", "photographed", "photographed at 1/2"), zero)
+    after = {**before, "photographed": photographed, "photographed at 1/2": zero + smaller}
+    return judge(before, after, Judge(), seed=0, groups=groups)
+
+
+def test_a_gain_that_is_a_loss_when_seen_smaller_is_rolled_back() -> None:
+    gain = torch.full((20,), 0.3)
+    assert judged(gain, 0.1).accepted
+    result = judged(gain, -0.1)
+    assert not result.accepted and "worse when seen smaller" in result.reason
+
+
+def test_a_round_that_harms_photos_of_one_size_is_rolled_back() -> None:
+    gain = torch.cat([torch.full((16,), 0.5), torch.full((4,), -0.2)])
+    classes = tuple(size_class(side) for side in [100] * 16 + [2000] * 4)
+    assert judged(gain).accepted and judged(gain, groups=(size_class(100),) * 20).accepted
+    result = judged(gain, groups=classes)
+    assert not result.accepted and "worse on photos of 1536 px and more" in result.reason
+
+
+def test_photos_of_any_size_are_judged_as_they_are_served() -> None:
+    photos = [blobs(1, 200, 1)[..., :150], blobs(1, 64, 2), blobs(1, 300, 3)]
+    seen: list[tuple[int, ...]] = []
+
+    def serve(image: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(image.shape))
+        return image
+
+    restored = served_photos(serve, photos)
+    assert [image.shape for image in restored] == [photo.shape for photo in photos]
+    assert seen[0] == (1, 3, 200, 150) and seen[1] == (1, 3, 64, 64)
+    scores = scores_of(restored, photos, lambda image: image.mean((1, 2, 3)), None)
+    assert scores["cleanness"].shape == scores["agreement"].shape == (3,)
+    assert tiles_of(photos[2]).shape == (4, 3, 128, 128)

@@ -8,15 +8,16 @@ import torch
 from adapt.console import Narrator
 from adapt.errors import AdaptError
 from adapt.evaluate import align_tone
-from adapt.faces import align, aligned_face
+from adapt.gather import gather
 from adapt.job import run_job
 from adapt.options import checked
 from adapt.photos import read_photo, write_photo
 from benchmarks import ablations, oracle_gap, oracle_rows
-from benchmarks.oracle_pairs import references_of, scored_photos, taught_photos
+from benchmarks.oracle_pairs import references_of, references_of_windows, scored_photos, taught_windows
 from benchmarks.oracle_rows import Ground, Run, bank_of, dt_bfr_settings, job_options, oracle
 from benchmarks.oracle_table import gap_closed
 from recipes.load import load_recipe
+from recipes.schema import Windows
 from restorers.zoo import load_restorer
 from tests.end_to_end.runs import SHORT, write_blobs
 from tests.tiny import blobs
@@ -62,20 +63,33 @@ def test_one_reference_may_serve_several_photos(camera: Path) -> None:
     first = (camera / "references" / "00.png").read_bytes()
     (camera / "references" / "01.png").write_bytes(first)
     paths = [camera / "test" / f"0{index}.png" for index in range(2)]
-    references = references_of(paths, camera / "references", 64)
+    references = references_of(paths, camera / "references")
     assert torch.equal(references[0], references[1])
 
 
-def test_photos_are_read_as_the_job_reads_them(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photos_are_scored_at_their_own_size(camera: Path) -> None:
     large, test = blobs(1, 300), camera / "test"
-    write_photo(test / "large.png", large)
     write_photo(test / "wide.png", large[..., :200, :])
-    photos, paths = scored_photos(test, 128)
-    at = paths.index(test / "large.png")
-    assert torch.equal(photos[at : at + 1], align(read_photo(test / "large.png"), aligned_face(300, 300), 128))
-    assert test / "wide.png" not in paths and "wide.png: 300 x 200 px" in capsys.readouterr().out
-    with pytest.raises(AdaptError, match=r"wide.png: photo is 300 x 200"):
-        references_of([test / "wide.png"], test, 128)
+    photos, paths = scored_photos(test)
+    at = paths.index(test / "wide.png")
+    assert torch.equal(photos[at], read_photo(test / "wide.png")) and photos[at].shape == (1, 3, 200, 300)
+    write_photo(camera / "references" / "wide.png", large)
+    with pytest.raises(AdaptError, match=r"wide.png: photo and reference are 300 x 200 px and 300 x 300 px"):
+        references_of([test / "wide.png"], camera / "references")
+
+
+def test_windows_of_references_lie_where_those_of_photos_do(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for index in range(6):
+        photo = torch.rand(1, 3, 200, 260, generator=generator)
+        small = torch.rand(1, 3, 150, 150, generator=generator)
+        large = torch.nn.functional.interpolate(small, (450, 450), mode="bicubic").clamp(0, 1)
+        write_photo(tmp_path / "photos" / f"{index}.png", large if index == 0 else photo)
+    gathered = gather(tmp_path / "photos", tmp_path / "run", Windows(crops="no"), None, lambda done, total: None)
+    windows, records = taught_windows(tmp_path / "run")
+    assert gathered.windows == records and len({record.matrix[0][0] for record in records}) == 2
+    same = references_of_windows(records, tmp_path / "photos", tmp_path / "photos", 128)
+    torch.testing.assert_close(same, windows, atol=3e-3, rtol=0)  # windows are stored in 8 bits
 
 
 def refused(camera: Path) -> tuple[Ground, Run]:
@@ -83,11 +97,10 @@ def refused(camera: Path) -> tuple[Ground, Run]:
     settings = [setting for setting in SHORT if not setting.startswith("gate.")]
     job = job_options(camera / "adapt", camera / "run", "default", (*settings, "gate.quality=99"))
     run = Run(run_job(job), ())
-    photos, paths = taught_photos(camera / "adapt", run.folder, load_recipe("default", ()).faces)
-    assert len(photos) == len(paths) == 12
-    crops = dict(zip(paths, photos, strict=True))
-    for path in paths:
-        assert torch.equal(crops[path], read_photo(path)[0])
+    photos, windows = taught_windows(run.folder)
+    assert len(photos) == len(windows) == 12
+    for photo, window in zip(photos, windows, strict=True):
+        assert torch.equal(photo, read_photo(camera / "adapt" / Path(window.photo).name)[0])
     return Ground(photos, checked(job, Narrator()).recipe, camera / "rows", load_restorer("compact")), run
 
 
@@ -108,9 +121,9 @@ def test_a_row_is_trained_anew_on_other_references(camera: Path, monkeypatch: py
 
 
 def test_the_rival_gets_the_same_photos_batch_and_steps() -> None:
-    mine = load_recipe("default", ("faces.minimum=5", "faces.maximum=50", "finetune.batch=3", "rounds=3", "seed=7"))
+    mine = load_recipe("default", ("windows.minimum=5", "windows.maximum=50", "finetune.batch=3", "rounds=3", "seed=7"))
     rival = load_recipe("dt_bfr", dt_bfr_settings(mine))
-    assert rival.faces == mine.faces and rival.seed == 7
+    assert rival.windows == mine.windows.model_copy(update={"crops": "no"}) and rival.seed == 7
     assert (rival.finetune.batch, rival.finetune.steps) == (3, 3 * mine.finetune.steps)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.errors import UsageError
 from adapt.faces import Face, native_size
 from adapt.photos import read_photo, write_photo
-from adapt.restore import crop_side, restore_photos
+from adapt.restore import crop_side, restore_photos, restore_whole
 from restorers.runtime import RuntimeRestorer
 
 
@@ -62,10 +62,10 @@ def outputs(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_aligned_faces_are_restored_as_a_whole(tmp_path, invert):
+def test_a_photo_is_restored_from_edge_to_edge(tmp_path, invert):
     write_photo(tmp_path / "in" / "a.png", photo(70, 70))
-    summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True)
-    assert [(item.source.name, item.output.name, item.faces) for item in summary.restored] == [("a.png", "a.png", 1)]
+    summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out")
+    assert [(item.source.name, item.output.name, item.faces) for item in summary.restored] == [("a.png", "a.png", 0)]
     assert summary.exit_code == 0
     before, after = read_photo(tmp_path / "in" / "a.png"), read_photo(tmp_path / "out" / "a.png")
     torch.testing.assert_close(after, 1 - before, atol=1 / 255, rtol=0)
@@ -95,6 +95,23 @@ def test_a_face_is_restored_at_its_own_size(side, multiple_of, expected):
     assert crop_side(face(0, 0, side), multiple_of) == expected
 
 
+def test_an_enlarged_photo_is_restored_at_the_scale_of_its_detail(tmp_path, recorder, invert):
+    small = (photo(150, 200) + 0.03 * torch.rand(1, 3, 150, 200, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    large = torch.nn.functional.interpolate(small, (450, 600), mode="bicubic").clamp(0, 1)
+    write_photo(tmp_path / "in" / "a.png", large)
+    (restored,) = restore_photos([tmp_path / "in"], invert, tmp_path / "out").restored
+    assert restored.shrunk == 3 and recorder.shapes == [(1, 3, 152, 200)]  # of 150 lines, filled up to 8
+    assert read_photo(tmp_path / "out" / "a.png").shape == large.shape
+    restore_photos([tmp_path / "in"], invert, tmp_path / "as it is", fit_scale=False)
+    assert recorder.shapes[-1] == (1, 3, 456, 600)
+
+
+def test_detail_that_a_smaller_scale_cannot_hold_is_not_lost(tmp_path):
+    image = photo(300, 400) + 0.2 * torch.rand(1, 3, 300, 400, generator=torch.Generator().manual_seed(1))
+    kept = restore_whole(image.clamp(0, 1), lambda small: small, 2)
+    assert torch.equal(kept, image.clamp(0, 1))
+
+
 def test_a_photo_without_faces_is_reported_and_not_written(tmp_path, invert):
     write_photo(tmp_path / "in" / "a.png", photo(80, 80))
     summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out", FixedFinder())
@@ -109,7 +126,7 @@ def test_bad_files_are_reported_with_their_reason_and_the_others_go_on(tmp_path,
     write_photo(folder / "good.png", photo(70, 70))
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("no photo")
-    summary = restore_photos([folder], invert, tmp_path / "out", None, aligned=True)
+    summary = restore_photos([folder], invert, tmp_path / "out")
     assert [item.source.name for item in summary.restored] == ["good.png"]
     assert sorted(path.name for path, _ in summary.failed) == ["empty.jpg", "text.jpg"]
     assert all(reason for _, reason in summary.failed)
@@ -120,7 +137,7 @@ def test_a_single_bad_file_is_reported_without_its_path_twice(tmp_path, invert):
     (tmp_path / "empty.jpg").write_bytes(b"")
     write_photo(tmp_path / "good.png", photo(70, 70))
     inputs = [tmp_path / "empty.jpg", tmp_path / "good.png"]
-    summary = restore_photos(inputs, invert, tmp_path / "out", None, aligned=True)
+    summary = restore_photos(inputs, invert, tmp_path / "out")
     ((path, reason),) = summary.failed
     assert path == tmp_path / "empty.jpg"
     assert "empty.jpg" not in reason
@@ -130,7 +147,7 @@ def test_a_single_bad_file_is_reported_without_its_path_twice(tmp_path, invert):
 def test_a_restorer_that_fails_writes_nothing(tmp_path):
     broken = RuntimeRestorer(lambda image: image * float("nan"), name="broken", multiple_of=8, minimum=64)
     write_photo(tmp_path / "in" / "a.png", photo(70, 70))
-    summary = restore_photos([tmp_path / "in"], broken, tmp_path / "out", None, aligned=True)
+    summary = restore_photos([tmp_path / "in"], broken, tmp_path / "out")
     assert summary.exit_code == 1
     assert "not finite" in summary.failed[0][1]
     assert not (tmp_path / "out").exists()
@@ -140,7 +157,7 @@ def test_a_disk_that_refuses_is_reported(tmp_path, invert):
     write_photo(tmp_path / "in" / "sub" / "a.png", photo(70, 70))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").write_text("a file where a folder must be")
-    summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True)
+    summary = restore_photos([tmp_path / "in"], invert, tmp_path / "out")
     assert summary.exit_code == 1
     assert summary.failed[0][0].name == "a.png"
     assert outputs(tmp_path / "out") == ["sub"]
@@ -151,7 +168,7 @@ def test_formats_and_folders_are_kept(tmp_path, invert):
     for place in ("a.JPG", "b.webp", "sub/c.png"):
         write_photo(folder / place, photo(70, 70, seed=len(place)))
     Image.new("RGB", (70, 70), (90, 80, 70)).save(folder / "d.bmp")
-    restore_photos([folder], invert, tmp_path / "out", None, aligned=True)
+    restore_photos([folder], invert, tmp_path / "out")
     assert outputs(tmp_path / "out") == ["a.JPG", "b.webp", "d.png", "sub/c.png"]
     formats = {}
     for name in outputs(tmp_path / "out"):
@@ -164,7 +181,7 @@ def test_equal_names_do_not_collide(tmp_path, invert):
     write_photo(tmp_path / "one" / "a.png", photo(70, 70, 1))
     write_photo(tmp_path / "two" / "a.png", photo(70, 70, 2))
     Image.new("RGB", (70, 70)).save(tmp_path / "two" / "A.bmp")
-    summary = restore_photos([tmp_path / "one", tmp_path / "two"], invert, tmp_path / "out", None, aligned=True)
+    summary = restore_photos([tmp_path / "one", tmp_path / "two"], invert, tmp_path / "out")
     names = [item.output.name for item in summary.restored]
     assert len({name.casefold() for name in names}) == 3
     for item in summary.restored:
@@ -174,31 +191,31 @@ def test_equal_names_do_not_collide(tmp_path, invert):
 def test_copies_of_a_photo_are_all_restored(tmp_path, invert):
     write_photo(tmp_path / "in" / "a.png", photo(70, 70))
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes())
-    restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True)
+    restore_photos([tmp_path / "in"], invert, tmp_path / "out")
     assert outputs(tmp_path / "out") == ["a.png", "b.png"]
 
 
 def test_a_photo_named_twice_is_restored_once(tmp_path, invert):
     write_photo(tmp_path / "in" / "a.png", photo(70, 70))
     inputs = [tmp_path / "in", tmp_path / "in" / "a.png"]
-    assert len(restore_photos(inputs, invert, tmp_path / "out", None, aligned=True).restored) == 1
+    assert len(restore_photos(inputs, invert, tmp_path / "out").restored) == 1
 
 
 def test_existing_files_are_kept_unless_overwriting(tmp_path, invert):
     write_photo(tmp_path / "in" / "a.png", photo(70, 70))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"precious")
-    restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True)
+    restore_photos([tmp_path / "in"], invert, tmp_path / "out")
     assert (tmp_path / "out" / "a.png").read_bytes() == b"precious"
     assert outputs(tmp_path / "out") == ["a-2.png", "a.png"]
-    restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True, overwrite=True)
+    restore_photos([tmp_path / "in"], invert, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "a.png").read_bytes() != b"precious"
 
 
 def test_inputs_are_never_replaced(tmp_path, invert):
     write_photo(tmp_path / "a.png", photo(70, 70))
     before = (tmp_path / "a.png").read_bytes()
-    restore_photos([tmp_path / "a.png"], invert, tmp_path, None, aligned=True, overwrite=True)
+    restore_photos([tmp_path / "a.png"], invert, tmp_path, overwrite=True)
     assert (tmp_path / "a.png").read_bytes() == before
     assert outputs(tmp_path) == ["a-2.png", "a.png"]
 
@@ -206,7 +223,7 @@ def test_inputs_are_never_replaced(tmp_path, invert):
 def test_earlier_results_below_the_input_folder_are_not_restored_again(tmp_path, invert):
     write_photo(tmp_path / "a.png", photo(70, 70))
     for _ in range(2):
-        summary = restore_photos([tmp_path], invert, tmp_path / "out", None, aligned=True, overwrite=True)
+        summary = restore_photos([tmp_path], invert, tmp_path / "out", overwrite=True)
         assert [item.source.name for item in summary.restored] == ["a.png"]
     assert outputs(tmp_path / "out") == ["a.png"]
 
@@ -214,22 +231,20 @@ def test_earlier_results_below_the_input_folder_are_not_restored_again(tmp_path,
 def test_usage_errors(tmp_path, invert):
     write_photo(tmp_path / "a.png", photo(70, 70))
     with pytest.raises(UsageError, match="does not exist"):
-        restore_photos([tmp_path / "absent"], invert, tmp_path / "out", None, aligned=True)
+        restore_photos([tmp_path / "absent"], invert, tmp_path / "out")
     with pytest.raises(UsageError, match="no photos given"):
-        restore_photos([], invert, tmp_path / "out", None, aligned=True)
+        restore_photos([], invert, tmp_path / "out")
     with pytest.raises(UsageError, match="is a file"):
-        restore_photos([tmp_path / "a.png"], invert, tmp_path / "a.png", None, aligned=True)
+        restore_photos([tmp_path / "a.png"], invert, tmp_path / "a.png")
     with pytest.raises(UsageError, match="also an input folder"):
-        restore_photos([tmp_path], invert, tmp_path, None, aligned=True)
-    with pytest.raises(UsageError, match="face finder"):
-        restore_photos([tmp_path], invert, tmp_path / "out", None)
+        restore_photos([tmp_path], invert, tmp_path)
 
 
 def test_exif_orientation_is_applied(tmp_path, invert):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to look at
     Image.new("RGB", (96, 64)).save(tmp_path / "a.jpg", exif=exif)
-    restore_photos([tmp_path / "a.jpg"], invert, tmp_path / "out", None, aligned=True)
+    restore_photos([tmp_path / "a.jpg"], invert, tmp_path / "out")
     with Image.open(tmp_path / "out" / "a.jpg") as opened:
         assert opened.size == (64, 96)
         assert opened.getexif().get(0x0112, 1) == 1
@@ -243,7 +258,7 @@ def test_progress_reaches_the_end(tmp_path, invert):
     def remember(done: int, total: int) -> None:
         seen.append((done, total))
 
-    restore_photos([tmp_path / "in"], invert, tmp_path / "out", None, aligned=True, on_photo=remember)
+    restore_photos([tmp_path / "in"], invert, tmp_path / "out", on_photo=remember)
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -254,7 +269,7 @@ def test_names_that_are_not_text_survive(tmp_path, invert):
         write_photo(place, photo(70, 70))
     except Exception as error:  # noqa: BLE001 - some file systems refuse the name
         pytest.skip(f"the file system refuses the name: {error}")
-    summary = restore_photos([place], invert, tmp_path / "out", None, aligned=True)
+    summary = restore_photos([place], invert, tmp_path / "out")
     assert summary.restored[0].output.name == place.name
 
 

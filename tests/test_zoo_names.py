@@ -54,12 +54,13 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
 
 
 def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_otherwise(tmp_path, monkeypatch):
-    prior = SimpleNamespace(resolution=512, control=object(), weights_sha256="0" * 64, licence="Apache-2.0")
+    facts = {"resolution": 512, "control": object(), "aligned_faces": False, "weights_sha256": "0" * 64, "licence": "Apache-2.0"}
+    prior = SimpleNamespace(**facts)
     monkeypatch.setattr("adapt.options.load_prior", lambda _: prior)
     options = JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
-    assert checked(options, Narrator())[0].faces.size == 512
-    with pytest.raises(UsageError, match=r"faces.size 256: prior 'diffbir-v2\.1' works at 512 px"):
-        checked(dataclasses.replace(options, overrides=("faces.size=256",)), Narrator())
+    assert checked(options, Narrator())[0].windows.size == 512
+    with pytest.raises(UsageError, match=r"windows.size 256: prior 'diffbir-v2\.1' works at 512 px"):
+        checked(dataclasses.replace(options, overrides=("windows.size=256",)), Narrator())
 
 
 @pytest.mark.parametrize(

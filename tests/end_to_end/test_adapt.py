@@ -34,19 +34,19 @@ def test_a_run_leaves_everything_a_user_takes_away(finished: tuple[list[str], Pa
     assert list(run.rglob(".tmp-*")) == []
 
 
-def test_the_manifest_accounts_for_every_photo_face_and_target(finished: tuple[list[str], Path]) -> None:
+def test_the_manifest_accounts_for_every_photo_window_and_target(finished: tuple[list[str], Path]) -> None:
     _, run = finished
     rows = [json.loads(line) for line in (run / "manifest.jsonl").read_text().splitlines()]
     photos = [row for row in rows if row["kind"] == "photo"]
-    faces = [row for row in rows if row["kind"] == "face"]
+    windows = [row for row in rows if row["kind"] == "window"]
     targets = [row for row in rows if row["kind"] == "target"]
     assert len([row for row in photos if row["state"] == "used"]) == 12
     reasons = {Path(row["path"]).name: row["reason"] for row in photos if row["state"] != "used"}
     assert set(reasons) == {"broken.jpg", "copy.png"} and all(reasons.values())
-    assert len(faces) == 12
-    held = {row["id"] for row in faces if row["state"] == "held out"}
+    assert len(windows) == 12
+    held = {row["id"] for row in windows if row["state"] == "held out"}
     assert len(held) == 2
-    assert {row["face"] for row in targets} == {row["id"] for row in faces} - held
+    assert {row["window"] for row in targets} == {row["id"] for row in windows} - held
     assert all(row["state"] == "accepted" and row["provenance"]["recipe_sha256"] for row in targets)
 
 
@@ -60,16 +60,16 @@ def test_a_finished_run_returns_at_once_and_changes_nothing(finished: tuple[list
 
 def test_torch_and_onnx_restorers_of_the_run_agree(finished: tuple[list[str], Path]) -> None:
     _, run = finished
-    photo = read_photo(next((run / "faces").iterdir()))
+    photo = read_photo(next((run / "windows").iterdir()))
     a, b = (load_runtime(run / f"restorer.{suffix}")(photo) for suffix in ("safetensors", "onnx"))
     torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
 def test_the_run_restores_photos(finished: tuple[list[str], Path], tmp_path: Path, capsys) -> None:
     _, run = finished
-    crop = next((run / "faces").iterdir())
+    crop = next((run / "windows").iterdir())
     assert main(["restore", str(crop), "--restorer", str(run), "--output", str(tmp_path), "--aligned"]) == 0
-    assert "restored 1 faces" in capsys.readouterr().out
+    assert "restored 1 photos" in capsys.readouterr().out
     restored, photo = read_photo(tmp_path / crop.name), read_photo(crop)
     assert restored.shape == photo.shape
     assert 0 < (restored - photo).abs().mean() < 0.2
@@ -104,7 +104,7 @@ def test_mlflow_has_a_parent_and_a_nested_run(finished: tuple[list[str], Path]) 
     assert children[0].data.tags["mlflow.parentRunId"] == parents[0].info.run_id
 
 
-def test_clean_faces_of_the_user_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
+def test_clean_photos_of_the_user_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
     photos, clean = write_blobs(tmp_path / "photos"), write_blobs(tmp_path / "clean", 20)
     command = ["--inputs", str(photos), "--clean", str(clean), "--output", str(tmp_path / "run"), "--aligned"]
     assert main([*command, "--no-tracking", *short_settings()]) == 0
@@ -113,11 +113,11 @@ def test_clean_faces_of_the_user_take_the_place_of_drawn_ones(tmp_path: Path) ->
     assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
-def test_too_few_faces_stop_with_one_clear_line(tmp_path: Path, capsys) -> None:
+def test_too_few_windows_stop_with_one_clear_line(tmp_path: Path, capsys) -> None:
     photos = write_blobs(tmp_path / "few", 5)
     assert main(["--inputs", str(photos), "--output", str(tmp_path / "run"), "--aligned", "--no-tracking"]) == 1
     error = capsys.readouterr().err.strip()
-    assert "5 faces" in error and "at least 8" in error and "\n" not in error
+    assert "5 windows" in error and "at least 8" in error and "\n" not in error
 
 
 def test_bad_options_are_all_reported_before_any_work(tmp_path: Path, capsys) -> None:

@@ -34,7 +34,7 @@ def command(tmp_path: Path, *settings: str) -> list[str]:
     photos = write_blobs(tmp_path / "photos", 12)
     words = ["--inputs", str(photos), "--output", str(tmp_path / "run"), "--aligned", "--prior", "diffbir-v2.1"]
     words += ["--no-tracking", "--device", "cpu", *short_settings()]
-    for setting in (f"faces.size={SIDE}", *settings):
+    for setting in (f"windows.size={SIDE}", *settings):
         words += ["--set", setting]
     return words
 
@@ -89,7 +89,7 @@ def test_a_captioner_that_is_not_here_is_one_line(tmp_path: Path, cache: Path, m
 
 def test_settings_of_another_prior_are_refused(tmp_path: Path, cache: Path, capsys) -> None:
     put_files(cache)
-    words = command(tmp_path, "generation.sampler=diffbir", "faces.size=128")
+    words = command(tmp_path, "generation.sampler=diffbir", "windows.size=128")
     words[words.index("diffbir-v2.1")] = "mini"
     assert main(words) == 2
     assert "sampler diffbir: prior 'mini' has none" in capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_missing_files_and_faces_of_another_size_are_refused(tmp_path: Path, cac
     assert f"`adapt weights import FILE` with {BASE} and {CONTROL}, or put it into {cache}" in message
     assert "run `adapt weights fetch sd21-zsnr diffbir-v2.1-control`" in message
     put_files(cache)
-    assert f"prior 'diffbir-v2.1' works at {SIDE} px" in refusal(tmp_path, capsys, "faces.size=128")
+    assert f"prior 'diffbir-v2.1' works at {SIDE} px" in refusal(tmp_path, capsys, "windows.size=128")
 
 
 def refusal(tmp_path: Path, capsys, *settings: str) -> str:

@@ -25,7 +25,7 @@ def test_the_command_adapts_with_the_pixel_prior(
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
     command = ["--inputs", str(write_blobs(tmp_path / "photos")), "--aligned", "--output", str(run)]
-    command += ["--recipe", recipe, "--prior", "ffhq512", *short_settings(), "--set", "faces.size=64"]
+    command += ["--recipe", recipe, "--prior", "ffhq512", *short_settings(), "--set", "windows.size=64"]
     command += ["--set", "generation.calls=2", "--set", f"generation.candidates={draws}"]
     command += ["--set", "finetune.discriminator=patch", "--set", "judge.enabled=false"]
     assert main(command) == 0

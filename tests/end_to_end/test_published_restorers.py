@@ -73,7 +73,7 @@ def test_a_downloaded_file_is_adapted_saved_exported_and_serves(name: str, photo
     assert (run / "rounds/1/camera.safetensors").is_file()
     adapted = load_file(run / "restorer.safetensors")
     assert (adapted.spec.name, adapted.spec.scale) == (weights.stem, 1)
-    photo = read_photo(next((run / "faces").iterdir()))
+    photo = read_photo(next((run / "windows").iterdir()))
     served = load_runtime(run / "restorer.onnx")(photo)
     assert served.shape == photo.shape
     torch.testing.assert_close(served, load_runtime(run / "restorer.safetensors")(photo), atol=1e-4, rtol=0)
@@ -103,4 +103,4 @@ def test_a_network_that_cannot_be_exported_ends_well_without_the_file_and_says_s
     assert not (run / "restorer.onnx").exists()
     assert "restorer.onnx" not in (run / "report.html").read_text()
     assert "restorer.onnx" not in (run / "model_card.md").read_text()
-    assert load_runtime(run)(read_photo(next((run / "faces").iterdir()))).isfinite().all()
+    assert load_runtime(run)(read_photo(next((run / "windows").iterdir()))).isfinite().all()

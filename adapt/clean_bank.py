@@ -1,0 +1,57 @@
+"""Clean windows from the photos themselves: brought down they are sharper and cleaner, and of the same content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adapt.dataset import colored_where
+from adapt.gathered import Gathered, load_small
+from adapt.judge import restore_all
+from adapt.seeds import generator_of
+from adapt.workspace import read_tensors, write_tensors
+from pseudo_targets.bank import color_of
+
+STRIDE = 4
+"""Windows count as different from a quarter of their side on."""
+
+
+def windows_of_photos(
+    gathered: Gathered, root: Path, restorer: nn.Module, count: int, size: int, seed: int, path: Path
+) -> Tensor:
+    """At most `count` restored windows `[M, 3, size, size]` of the teaching photos that were brought down.
+
+    Fewer where the photos are small. They are kept in `path` and read back. The restorer takes away what bringing down
+    leaves of the defects.
+    """
+    if not path.is_file():
+        small = load_small(root, gathered.small)
+        places = _places(small, count, size, seed)
+        windows = torch.cat([small[photo][..., top : top + size, left : left + size] for photo, top, left in places])
+        write_tensors(path, {"windows": restore_all(restorer, windows).half()})
+    return read_tensors(path)[0]["windows"].float()
+
+
+def _places(small: Sequence[Tensor], count: int, size: int, seed: int) -> list[tuple[int, int, int]]:
+    """Photo, top and left of windows, the photos in turn, each as often as it has different windows."""
+    generator, step = generator_of("bank of photos", seed), size // STRIDE
+    room = [((image.shape[-2] - size) // step + 1) * ((image.shape[-1] - size) // step + 1) for image in small]
+    places: list[tuple[int, int, int]] = []
+    turn = 0
+    while len(places) < count and any(turn < most for most in room):
+        for photo, (image, most) in enumerate(zip(small, room, strict=True)):
+            if turn < most and len(places) < count:
+                top = int(torch.randint(image.shape[-2] - size + 1, (1,), generator=generator))
+                left = int(torch.randint(image.shape[-1] - size + 1, (1,), generator=generator))
+                places.append((photo, top, left))
+        turn += 1
+    return places
+
+
+def colored_in_share(share: float, images: Tensor) -> Tensor:
+    """`images` `[N, 3, H, W]` with colour in this share of them: the most colourful keep theirs."""
+    rank = color_of(images).argsort(descending=True).argsort()
+    return colored_where(rank < round(share * len(images)), images)
