@@ -13,11 +13,13 @@ from torch import Tensor
 
 FACTORS = (4, 3, 2)
 """How many times smaller a photo may be worked on, the smallest scale first."""
-DROP = 0.01
+DROP = 0.03
 """Power beyond the highest frequency of a smaller scale, as a share of what there is just below it, where a spectrum
 has ended. Of photos that fill their pixels it is above 0.1, and 1 where noise does."""
-LOSS = 1 / 255
+LOSS = 1.5 / 255
 """Root mean square beyond that frequency, of which no smaller scale may lose more."""
+ROUNDING = 1 / (12 * 255**2)
+"""Mean square of what rounding to 8 bits adds, alike at all frequencies."""
 PART = 256
 """Side in px of the parts of a photo that are looked at."""
 SMALLEST = 128
@@ -64,5 +66,6 @@ def _spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     window = window[:, None] * window
     centred = (parts - parts.mean((1, 2), keepdim=True)) * window
     power = torch.fft.fft2(centred).abs().square().mean(0) / (side**2 * window.square().sum())
+    power = (power - ROUNDING / side**2).clamp(min=0)
     axis = torch.fft.fftfreq(side, device=image.device).abs()
     return power, torch.maximum(axis[:, None], axis)

@@ -105,3 +105,40 @@ def test_colour_is_told_from_a_tint_and_from_colour_noise() -> None:
     sepia = gray ** torch.tensor([0.8, 1.0, 1.3]).view(1, 3, 1, 1)
     noisy = gray + 0.1 * torch.randn(colour.shape, generator=gen(0))
     assert has_color(torch.cat([colour, gray, sepia, noisy])).tolist() == [True] * 6 + [False] * 18
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (24, 40), (33, 31)])
+def test_a_camera_photographs_images_of_any_size_alike(size: tuple[int, int]) -> None:
+    grain = torch.randn(300, 3, 34, 34, generator=gen(0))
+    grain = 0.1 * torch.nn.functional.avg_pool2d(grain, 3, 1)  # neighbours agree
+    clean = torch.full((300, 3, 32, 32), 0.5)
+    camera = fit_camera(clean, clean + grain, clean, CameraFit(steps=1, spectrum_match=False), seed=0)
+    noise = camera.noise(torch.full((64, 3, *size), 0.5), gen(1))
+    assert float(noise.std()) == pytest.approx(float(grain.std()), rel=0.05)
+    beside = float((noise[..., 1:] * noise[..., :-1]).mean() / noise.var())
+    assert beside == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_a_blur_is_the_same_for_images_of_any_size() -> None:
+    camera = LearnedCamera(32)
+    rows, columns = torch.fft.fftfreq(32)[:, None], torch.fft.rfftfreq(32)
+    camera.blur_gain.copy_(torch.exp(-20 * (rows**2 + columns**2)))
+    small = detailed(1, 4)
+    large = torch.nn.functional.pad(small, (16, 16, 24, 24), mode="reflect")
+    inner = camera.mean(large)[..., 24:56, 16:48]
+    torch.testing.assert_close(inner[..., 8:24, 8:24], camera.mean(small)[..., 8:24, 8:24], atol=2e-3, rtol=0)
+
+
+def test_content_that_is_coarser_is_not_taken_for_blur() -> None:
+    def clouds(count: int, seed: int, exponent: float) -> torch.Tensor:
+        white = torch.randn(count, 3, 128, 128, generator=gen(seed))
+        rows, columns = torch.fft.fftfreq(128)[:, None], torch.fft.rfftfreq(128)
+        distance = (rows**2 + columns**2).sqrt()
+        # Both fall alike beyond the coarse band; below it one has much more power.
+        fall = (distance + 0.02) ** -1.5 * torch.where(distance < 0.03, exponent, 1.0)
+        image = torch.fft.irfft2(torch.fft.rfft2(white) * fall, s=(128, 128))
+        return 0.5 + 0.12 * image / image.std((1, 2, 3), keepdim=True)
+
+    coarse, fine = clouds(24, 0, 3.0), clouds(24, 1, 1.0)
+    camera = fit_camera(coarse, coarse, fine, CameraFit(steps=1), seed=0)
+    assert float(camera.blur_gain.mean()) > 0.93

@@ -64,7 +64,13 @@ def test_a_recipe_that_steers_is_refused_for_a_prior_without_control(monkeypatch
     from adapt.errors import UsageError
     from adapt.options import JobOptions, checked
 
-    facts = {"resolution": 512, "control": None, "aligned_faces": True, "weights_sha256": "0" * 64, "licence": "S-Lab-1.0"}
+    facts = {
+        "resolution": 512,
+        "control": None,
+        "aligned_faces": True,
+        "weights_sha256": "0" * 64,
+        "licence": "S-Lab-1.0",
+    }
     prior = SimpleNamespace(**facts)
     monkeypatch.setattr("adapt.options.load_prior", lambda _: prior)
     options = JobOptions(Path(__file__).parent, "", recipe="dt_bfr", prior="ffhq512")

@@ -225,7 +225,7 @@ def test_durations_read_well(seconds: float, words: str) -> None:
 def test_a_card_says_what_really_taught_and_what_a_licence_needs(tmp_path: Path) -> None:
     run = replace(a_run(tmp_path), multiple_of=8, minimum=64)
     card = model_card(run)
-    assert "learned from clean faces seen through it." in card and "100% of the training pairs" in card
+    assert "learned from clean windows seen through it." in card and "100% of the training pairs" in card
     assert "multiples of 8 and at least 64" in card and "--non-commercial" not in card
     assert "fitted to one camera" in card
     mixed = model_card(replace(run, seen_share=0.75, commercial=False))

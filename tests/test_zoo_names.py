@@ -54,7 +54,13 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys):
 
 
 def test_faces_are_as_large_as_the_prior_wants_them_unless_the_recipe_says_otherwise(tmp_path, monkeypatch):
-    facts = {"resolution": 512, "control": object(), "aligned_faces": False, "weights_sha256": "0" * 64, "licence": "Apache-2.0"}
+    facts = {
+        "resolution": 512,
+        "control": object(),
+        "aligned_faces": False,
+        "weights_sha256": "0" * 64,
+        "licence": "Apache-2.0",
+    }
     prior = SimpleNamespace(**facts)
     monkeypatch.setattr("adapt.options.load_prior", lambda _: prior)
     options = JobOptions(inputs=tmp_path, command="", prior="diffbir-v2.1")
