@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.restore import Restores, restore_whole
+from adapt.restore import restore_whole
 from adapt.results import Judgement, PairedDifference
 from adapt.seeds import generator_of
 from adapt.windows import padded
@@ -18,6 +18,7 @@ from adapt.working_scale import shrink_factor
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.gating import low_band_difference
 from recipes.schema import Judge
+from restorers.runtime import RuntimeRestorer
 
 Restore = Callable[[Tensor], Tensor]
 
@@ -60,9 +61,9 @@ def scores_of(
     return {"cleanness": torch.cat(clean), "agreement": torch.cat(agree)}
 
 
-def served_photos(serve: Restores, photos: Sequence[Tensor]) -> list[Tensor]:
-    """Photos `[1, 3, H, W]` of any sizes, restored as `adapt restore` does it."""
-    return [restore_whole(photo, serve, shrink_factor(photo)) for photo in photos]
+def served_photos(serve: RuntimeRestorer, photos: Sequence[Tensor]) -> list[Tensor]:
+    """Photos `[1, 3, H, W]` of any sizes, or aligned faces for what knows nothing else, as `adapt restore` does it."""
+    return [restore_whole(photo, serve, 1 if serve.aligned_faces else shrink_factor(photo)) for photo in photos]
 
 
 def tiles_of(image: Tensor, size: int = WINDOW) -> Tensor:

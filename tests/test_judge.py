@@ -6,6 +6,7 @@ import torch
 from adapt.judge import judge, paired_difference, scores_of, served_photos, size_class, tiles_of
 from pseudo_targets.camera import LearnedCamera
 from recipes.schema import Judge
+from restorers.runtime import RuntimeRestorer
 from tests.tiny import blobs
 
 
@@ -133,7 +134,7 @@ def test_photos_of_any_size_are_judged_as_they_are_served() -> None:
         seen.append(tuple(image.shape))
         return image
 
-    restored = served_photos(serve, photos)
+    restored = served_photos(RuntimeRestorer(serve, name="same", multiple_of=1, minimum=1), photos)
     assert [image.shape for image in restored] == [photo.shape for photo in photos]
     assert seen[0] == (1, 3, 200, 150) and seen[1] == (1, 3, 64, 64)
     scores = scores_of(restored, photos, lambda image: image.mean((1, 2, 3)), None)
