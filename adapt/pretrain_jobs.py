@@ -35,6 +35,8 @@ from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
 
 SHOWN = 8  # validation images on a sheet
+CLEAN = 0.3
+"""Share of clean photos that the restorer sees: under L1 it leaves alone what is more likely clean than degraded."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def restorer_job(
     bank: PhotoBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """The compact restorer on generic degradations of windows."""
-    degrade, side = GenericDegradation(), validation.shape[-1]
+    degrade, side = GenericDegradation(clean_probability=CLEAN), validation.shape[-1]
     torch.manual_seed(plan.seed)
     watched = validation.to(device)
     watched_lq = fixed_pairs(validation).to(device)

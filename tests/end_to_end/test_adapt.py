@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from adapt.cli import main
-from adapt.photos import read_photo
+from adapt.photos import read_photo, write_photo
+from adapt.records import read_camera
 from restorers.runtime import load_runtime
 from tests.end_to_end.runs import short_settings, write_blobs
+from tests.tiny import blobs
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,27 @@ def test_clean_photos_of_the_user_take_the_place_of_drawn_ones(tmp_path: Path) -
     assert (tmp_path / "run" / "restorer.onnx").is_file()
     assert not (tmp_path / "run" / "bank").exists()
     assert not (tmp_path / "run" / "mlflow.db").exists()
+
+
+def test_photos_of_mixed_sizes_without_a_face_are_adapted_to_and_restored_whole(tmp_path: Path, capsys) -> None:
+    generator = torch.Generator().manual_seed(7)
+    sizes = [(90, 140), (128, 128), (200, 333), (300, 260), (280, 420), (400, 300)]
+    for index, (height, width) in enumerate(sizes):
+        coarse = torch.nn.functional.interpolate(blobs(1, 64, index), (height, width), mode="bicubic")
+        noise = 0.05 * torch.randn(coarse.shape, generator=generator)
+        write_photo(tmp_path / "photos" / f"{index}.png", (coarse + noise).clamp(0, 1))
+    run = tmp_path / "run"
+    command = ["--inputs", str(tmp_path / "photos"), "--content", "photos", "--output", str(run), "--no-tracking"]
+    assert main([*command, *short_settings(), "--set", "windows.maximum=24"]) == 0
+    said = capsys.readouterr().out
+    assert "found 6 photos, 0 faces: of 1" in said and "0 photos not used" in said
+    assert (run / "bank" / "photos.safetensors").is_file() and (run / "report.html").is_file()
+    camera = read_camera(run / "rounds" / "1" / "camera.safetensors")
+    assert float(camera.tone_gain) == 1 and not camera.tone_root.any()  # nothing is known of the tone without faces
+    assert main(["restore", str(tmp_path / "photos"), "--restorer", str(run), "--output", str(tmp_path / "out")]) == 0
+    assert "restored 6 photos" in capsys.readouterr().out
+    for index, size in enumerate(sizes):
+        assert read_photo(tmp_path / "out" / f"{index}.png").shape[-2:] == size
 
 
 def test_too_few_windows_stop_with_one_clear_line(tmp_path: Path, capsys) -> None:
