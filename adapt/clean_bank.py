@@ -20,19 +20,25 @@ STRIDE = 4
 
 
 def windows_of_photos(
-    gathered: Gathered, root: Path, restorer: nn.Module, count: int, size: int, seed: int, path: Path
-) -> Tensor:
-    """At most `count` restored windows `[M, 3, size, size]` of the teaching photos that were brought down.
+    gathered: Gathered, root: Path, held_out: bool, restorer: nn.Module, count: int, size: int, seed: int, path: Path
+) -> tuple[Tensor, tuple[int, ...]]:
+    """At most `count` restored windows `[M, 3, size, size]` of photos that were brought down, and their photos' sides.
 
     Fewer where the photos are small. They are kept in `path` and read back. The restorer takes away what bringing down
     leaves of the defects.
+
+    Args:
+        held_out: of the photos that only judge, or of those that teach.
     """
+    small = load_small(root, gathered, held_out)
+    places = _places(small, count, size, seed)
+    if not places:
+        return torch.empty(0, 3, size, size), ()
     if not path.is_file():
-        small = load_small(root, gathered.small)
-        places = _places(small, count, size, seed)
         windows = torch.cat([small[photo][..., top : top + size, left : left + size] for photo, top, left in places])
         write_tensors(path, {"windows": restore_all(restorer, windows).half()})
-    return read_tensors(path)[0]["windows"].float()
+    sides = gathered.small_held if held_out else gathered.small
+    return read_tensors(path)[0]["windows"].float(), tuple(sides[photo] for photo, _, _ in places)
 
 
 def _places(small: Sequence[Tensor], count: int, size: int, seed: int) -> list[tuple[int, int, int]]:

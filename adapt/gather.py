@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt.errors import AdaptError, printable
 from adapt.faces import Face, FaceFinder, Matrix, align, aligned_face, sure_faces
-from adapt.gathered import Gathered, View, WindowRecord, read_gathered
+from adapt.gathered import Gathered, View, WindowRecord, read_gathered, small_file
 from adapt.photos import Photo, PhotoSet, find_photos, read_photo, write_photo
 from adapt.windows import choose_windows, cut, face_box
 from adapt.working_scale import shrink_factor, shrunk
@@ -170,15 +170,17 @@ def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> G
     _refuse_too_few(inputs, windows, len(found.photos), settings, refused)
     for sha in set(used) - held:
         (work.folder / "views" / f"{work.views[sha].id}.png").unlink(missing_ok=True)
-    small = [image for sha, image in work.small.items() if sha not in held]
-    for number, image in enumerate(small):
-        write_photo(work.folder / "small" / f"{number:04d}.png", image)
+    small: dict[bool, list[int]] = {False: [], True: []}
+    for sha, image in work.small.items():
+        write_photo(small_file(work.folder, len(small[sha in held]), sha in held), image)
+        small[sha in held].append(work.windows[sha][0].side)
     return Gathered(
         photos=len(found.photos),
         faces=sum(work.faces.values()),
         windows=tuple(sorted(windows, key=lambda window: window.id)),
         views=tuple(work.views[sha] for sha in used if sha in held),
-        small=len(small),
+        small=tuple(small[False]),
+        small_held=tuple(small[True]),
         tones=tuple(tone for sha, tones in work.tones.items() if sha in set(used) - held for tone in tones),
         refused=tuple(refused),
         notes=tuple((printable(path), note) for path, note in found.notes) + tuple(work.notes),

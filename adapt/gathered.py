@@ -59,7 +59,8 @@ class Gathered:
         faces: how many faces were found in those that are used.
         windows: those that are used.
         views: held-out photos as the judge serves them.
-        small: how many windows of teaching photos that were brought down lie in `small/`.
+        small: of the photos that were brought down and lie in `small/`, the shorter side of each teaching photo.
+        small_held: the same of photos that only judge.
         tones: of every teaching face, as `pseudo_targets.tone.tone_of` gives it, and whether it shows colour.
         refused: (photo, why it is not used).
         notes: (photo or folder, what was done otherwise than one may expect).
@@ -69,7 +70,8 @@ class Gathered:
     faces: int
     windows: tuple[WindowRecord, ...]
     views: tuple[View, ...]
-    small: int
+    small: tuple[int, ...]
+    small_held: tuple[int, ...]
     tones: tuple[tuple[tuple[float, ...], bool], ...]
     refused: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...] = ()
@@ -93,9 +95,15 @@ def load_view(folder: Path, view: View) -> Tensor:
     return read_photo(folder / "views" / f"{view.id}.png")
 
 
-def load_small(folder: Path, count: int) -> list[Tensor]:
-    """The first `count` of the photos that were brought down, `[1, 3, h, w]` in `[0, 1]`."""
-    return [read_photo(folder / "small" / f"{number:04d}.png") for number in range(count)]
+def small_file(folder: Path, number: int, held_out: bool) -> Path:
+    """Where a photo that was brought down lies; those that teach and those that judge are counted apart."""
+    return folder / "small" / f"{'held' if held_out else 'teach'}-{number:04d}.png"
+
+
+def load_small(folder: Path, gathered: Gathered, held_out: bool) -> list[Tensor]:
+    """The photos that were brought down, `[1, 3, h, w]` in `[0, 1]`, in the order of their sides in `gathered`."""
+    count = len(gathered.small_held if held_out else gathered.small)
+    return [read_photo(small_file(folder, number, held_out)) for number in range(count)]
 
 
 def read_gathered(record: Path) -> Gathered:
@@ -106,6 +114,8 @@ def read_gathered(record: Path) -> Gathered:
         for window in values.pop("windows")
     )
     views = tuple(View(**view) for view in values.pop("views"))
+    small, held = (tuple(values.pop(name)) for name in ("small", "small_held"))
     tones = tuple((tuple(tone), color) for tone, color in values.pop("tones"))
     refused, notes = (tuple((path, reason) for path, reason in values.pop(kind)) for kind in ("refused", "notes"))
-    return Gathered(**values, windows=windows, views=views, tones=tones, refused=refused, notes=notes)
+    pictures = {"windows": windows, "views": views, "small": small, "small_held": held}
+    return Gathered(**values, **pictures, tones=tones, refused=refused, notes=notes)

@@ -43,6 +43,11 @@ from restorers.zoo import LoadedRestorer
 
 FEWEST_TONES = 8
 """Faces without which a set says too little of the camera's tone."""
+WHOLE_FACE = 192
+"""Side in px of photos below which a window on a face shows the whole of it, as the embedded prior knows faces."""
+KNOWN = 96
+"""Windows at most that are photographed to blend and to judge."""
+FEWEST_KNOWN = 16
 FOLDERS = {"pseudo targets": "targets", "targets to judge by": "judged"}
 
 
@@ -105,22 +110,20 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
     targets = (read_target(target_file(folder, window)) for window in windows)
     parts = zip(*((target.mean, target.draw, target.confidence) for target in targets), strict=True)
     means, draws, confidence = (torch.stack(images) for images in parts)
-    bank = clean_bank(job, means)
     # Where a photo shows no colour the clean side has none; a tint is the camera's, and the restorer must remove it.
     color = _color(windows)
     means, draws = colored_where(color, means), colored_where(color, draws)
-    bank = colored_in_share(float(color.float().mean()), bank)
+    tone = tone_change(job.gathered, load_tone(family_of(job.prior))) if settings.tone and settings.enabled else None
+    bank = colored_in_share(float(color.float().mean()), clean_bank(job, means, tone))
     camera = None
     if settings.enabled:
         with job.narrator.stage("camera", settings.steps) as advance:
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
             path = _camera_file(job, number)
             if not path.is_file():
-                # Draws, not means: a mean keeps what the restorer left of the defect, so that a camera fitted on it
-                # looks milder than it is; a draw and its photo are a pair as true ones are.
-                tone = tone_change(job.gathered, load_tone(family_of(job.prior))) if settings.tone else None
                 seed = seed_of("camera", job.recipe.seed, number)
-                clean, seen, drawn = (images.to(job.device) for images in (draws, lq, bank))
+                side = draws if takes_draws(settings.clean_side, windows) else means
+                clean, seen, drawn = (images.to(job.device) for images in (side, lq, bank))
                 fitted = fit_camera(clean, seen, drawn, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
             camera = read_camera(path).to(job.device)
@@ -128,6 +131,12 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
     held = ImageBank(bank)
     reals = held if job.clean is None else replace(job.clean, gray=not bool(color.any()))
     return Lessons(held, reals, camera, lq, means, draws, confidence)
+
+
+def takes_draws(setting: str, windows: Sequence[WindowRecord]) -> bool:
+    """Whether the camera is fitted on draws: as the setting says, or where most windows show a whole face."""
+    whole = sum(window.face and window.side < WHOLE_FACE for window in windows)
+    return setting == "draw" or (setting == "auto" and 2 * whole > len(windows))
 
 
 def _color(windows: Sequence[WindowRecord]) -> Tensor:
@@ -151,8 +160,11 @@ def _camera_file(job: Job, number: int) -> Path:
     return job.workspace.round(number) / "camera.safetensors"
 
 
-def clean_bank(job: Job, sources: Tensor) -> Tensor:
-    """Clean windows `[M, 3, S, S]`: the user's, or the photos' own brought down and, where these lack, drawn ones."""
+def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
+    """Clean windows `[M, 3, S, S]`: the user's, or the photos' own brought down and, where these lack, drawn ones.
+
+    `tone` is the camera's, which the photos' own windows have and clean ones have not.
+    """
     settings, size, place = job.recipe.camera, job.recipe.windows.size, job.workspace.root / "bank"
     seed = seed_of("bank", job.recipe.seed)
     if job.clean is not None:
@@ -161,9 +173,10 @@ def clean_bank(job: Job, sources: Tensor) -> Tensor:
     own = torch.empty(0, 3, size, size)
     if settings.bank_from != "prior" and job.gathered.small:
         with job.narrator.stage("clean windows", settings.bank) as advance:
-            module, path = job.base.module.to(job.device).eval(), place / "photos.safetensors"
-            own = windows_of_photos(job.gathered, job.workspace.root, module, settings.bank, size, seed, path)
+            own = _own_windows(job, False, settings.bank)[0]
             advance(len(own))
+        if tone is not None:
+            own = ((own - tone.offset[:, None, None]) / tone.gain).clamp(0, 1)
     lacking = settings.bank - len(own)
     if lacking <= 0 or (settings.bank_from == "photos" and len(own)):
         return own
@@ -171,6 +184,14 @@ def clean_bank(job: Job, sources: Tensor) -> Tensor:
         plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
         drawn = make_bank(lacking, sources, plan, place, factory(job), job.mapper, seed, advance)
     return torch.cat([own, drawn])
+
+
+def _own_windows(job: Job, held_out: bool, count: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Windows of photos that were brought down, restored by the restorer before all rounds."""
+    module, size = job.base.module.to(job.device).eval(), job.recipe.windows.size
+    path = job.workspace.root / "bank" / f"{'judging' if held_out else 'photos'}.safetensors"
+    seed = seed_of("bank", job.recipe.seed)
+    return windows_of_photos(job.gathered, job.workspace.root, held_out, module, count, size, seed, path)
 
 
 def teach(job: Job, number: int, lessons: Lessons) -> tuple[nn.Module, tuple[dict[str, float], ...]]:
@@ -201,19 +222,32 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
     if lessons.camera is None or not job.recipe.finetune.blend:
         return module, 1.0
     old, camera = job.base.module.to(job.device).eval(), read_camera(_camera_file(job, number))
-    clean = known_clean(job, camera, job.gathered.teaching(), "pseudo targets").images
+    clean = known_clean(job, camera, number, held_out=False).images
     new, seen = module.to(job.device), camera(clean, generator_of("blend", job.recipe.seed, number))
     share = best_share(old, new, seen, clean)
     return blend(old, new, share).cpu(), share
 
 
-def known_clean(job: Job, camera: LearnedCamera, windows: Sequence[WindowRecord], name: str) -> KnownClean:
+def known_clean(job: Job, camera: LearnedCamera, number: int, held_out: bool) -> KnownClean:
     """Clean windows like those of the photos, for the camera to photograph: there the truth is known.
 
-    They are accepted targets of the first round in every round, as those of a later one agree with the restorer that
-    helped to make them; and without the camera's own tone, which it is to give them. `name` is one of `FOLDERS`.
+    They are the photos' own windows, brought down and restored, where there are enough: their detail is real. Else they
+    are accepted targets of the first round in every round, as those of a later one agree with the restorer that helped
+    to make them. Both are without the camera's own tone, which it is to give them.
     """
-    folder = job.workspace.round(1) / FOLDERS[name]
+    own, sides = _own_windows(job, held_out, KNOWN)
+    if len(own) >= FEWEST_KNOWN and job.recipe.camera.bank_from != "prior":
+        share = float(_color([window for window in job.gathered.windows if window.held_out == held_out]).float().mean())
+        images = colored_in_share(share, camera.untoned(own))
+        return KnownClean(images, tuple(size_class(side) for side in sides))
+    windows = job.gathered.judging() if held_out else job.gathered.teaching()
+    if held_out and number == 1:
+        generate(job, number, windows, "targets to judge by")
+    folder = job.workspace.round(1) / FOLDERS["targets to judge by" if held_out else "pseudo targets"]
+    return _targets_as_clean(folder, camera, windows)
+
+
+def _targets_as_clean(folder: Path, camera: LearnedCamera, windows: Sequence[WindowRecord]) -> KnownClean:
     files = {window: target_file(folder, window) for window in windows}
     targets = {window: read_target(path) for window, path in files.items() if path.is_file()}
     draws = {window: target.draw for window, target in targets.items() if target.accepted}
@@ -237,9 +271,7 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
     before, after = (scores_of(served_photos(serve, views), views, cleanness, camera) for serve in served)
     groups: tuple[str, ...] = ()
     if camera is not None:
-        if number == 1:
-            generate(job, number, job.gathered.judging(), "targets to judge by")
-        known = known_clean(job, camera, job.gathered.judging(), "targets to judge by")
+        known = known_clean(job, camera, number, held_out=True)
         if len(known.images) > 1:
             seen = camera(known.images, generator_of("judge", job.recipe.seed))
             groups = known.groups

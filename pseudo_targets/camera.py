@@ -2,7 +2,8 @@
 
 `photo = mean(toned) + sigma(mean) * n`: `toned` is the clean face with the camera's tone (`pseudo_targets.tone`), the
 mean response is a linear filter plus a small network, the noise is Gaussian with a strength that depends on brightness
-and a full cross-spectrum between the colour channels. It is fitted on (pseudo target, photo) pairs and then matched to
+and on detail, as noise reduction and compression leave flat areas calm, and a full cross-spectrum between the colour
+channels. It is fitted on (pseudo target, photo) pairs and then matched to
 the photos' power spectrum without pairs, because pairs made from restored photos cannot show the blur that the restorer
 left in.
 """
@@ -19,6 +20,8 @@ from torch import Generator, Tensor, nn
 from pseudo_targets.tone import ToneChange, tone_of, with_tone
 
 BINS = 8  # brightness levels at which the noise strength is known
+DETAIL = 6  # levels of local contrast at which it is known, each twice the one before
+FLAT = 0.004  # the first of them, a standard deviation
 LOWEST = 0.06  # cycles a pixel; below it content, not the camera, decides the spectrum
 CONTENT = (0.06, 0.09)  # cycles a pixel; where two sets of clean images may differ and no camera is blamed for it
 MOST_CONTENT = 4.0  # times as much power as other content may have there
@@ -58,7 +61,7 @@ class LearnedCamera(nn.Module):
         self.register_buffer("tone_gain", torch.ones(()))
         self.register_buffer("tone_offset", torch.zeros(3))
         self.register_buffer("tone_root", torch.zeros(3, 3))
-        self.register_buffer("sigma", torch.zeros(3, BINS))
+        self.register_buffer("sigma", torch.zeros(3, BINS, DETAIL))
         self.register_buffer("noise_root", torch.zeros(size, half, 3, 3, 2))  # real and imaginary part
         self.register_buffer("blur_gain", torch.ones(size, half))
         self.register_buffer("noise_gain", torch.ones(size, half))
@@ -95,14 +98,17 @@ class LearnedCamera(nn.Module):
         return torch.fft.irfft2(coloured, s=size) * self.strength(mean)
 
     def strength(self, mean: Tensor) -> Tensor:
-        """Standard deviation of the noise at each pixel, linear between the known brightness levels."""
-        position = (local_brightness(mean) * BINS - 0.5).clamp(0, BINS - 1.001)
-        low = position.floor().long()
-        fraction = position - low
-        table = self.sigma.unsqueeze(0).expand(len(mean), -1, -1)  # [B, 3, BINS]
-        below = table.gather(2, low.expand(-1, 3, -1, -1).flatten(2)).view(mean.shape)
-        above = table.gather(2, (low + 1).expand(-1, 3, -1, -1).flatten(2)).view(mean.shape)
-        return below + (above - below) * fraction
+        """Standard deviation of the noise at each pixel `[B, 3, H, W]`, linear between the known levels."""
+        bright, dark_share = _between(local_brightness(mean) * BINS - 0.5, BINS)
+        detail, flat_share = _between(detail_level(mean), DETAIL)
+        table = self.sigma.flatten(1)  # [3, BINS * DETAIL]
+
+        def known(level: Tensor, kind: Tensor) -> Tensor:
+            return table[:, (level * DETAIL + kind)[:, 0]].transpose(0, 1)
+
+        calm = torch.lerp(known(bright, detail), known(bright + 1, detail), dark_share)
+        busy = torch.lerp(known(bright, detail + 1), known(bright + 1, detail + 1), dark_share)
+        return torch.lerp(calm, busy, flat_share)
 
     @torch.no_grad()
     def forward(self, clean: Tensor, generator: Generator) -> Tensor:
@@ -136,6 +142,20 @@ def spectrum_at(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
 def local_brightness(image: Tensor) -> Tensor:
     """Brightness around each pixel, `[B, 3, H, W]` -> `[B, 1, H, W]` in `[0, 1]`."""
     return F.avg_pool2d(F.pad(image.mean(1, keepdim=True), (2,) * 4, mode="replicate"), 5, stride=1).clamp(0, 1)
+
+
+def detail_level(image: Tensor) -> Tensor:
+    """Contrast around each pixel, `[B, 3, H, W]` -> `[B, 1, H, W]`, as a position among the `DETAIL` levels."""
+    luma = F.pad(image.mean(1, keepdim=True), (3,) * 4, mode="replicate")
+    deviation = (F.avg_pool2d(luma**2, 7, stride=1) - F.avg_pool2d(luma, 7, stride=1) ** 2).clamp(min=0).sqrt()
+    return (deviation / FLAT).clamp(min=1).log2().clamp(max=DETAIL - 1)
+
+
+def _between(position: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The level below each position, and how far it lies towards the next one."""
+    position = position.clamp(0, levels - 1.001)
+    below = position.floor()
+    return below.long(), position - below
 
 
 @dataclass(frozen=True)
@@ -240,14 +260,17 @@ def _solve_linear(linear: nn.Conv2d, clean: Tensor, photos: Tensor, ridge: float
 def _fit_noise(camera: LearnedCamera, clean: Tensor, photos: Tensor) -> None:
     mean = torch.cat([camera.response(part) for part in clean.split(16)])
     residual = photos - mean
-    bins = (local_brightness(mean) * BINS).long().clamp(0, BINS - 1).expand(-1, 3, -1, -1)
-    total = torch.stack([residual[:, c].square().mean() for c in range(3)])
+    bright = (local_brightness(mean) * BINS).long().clamp(0, BINS - 1)
+    cell = (bright * DETAIL + detail_level(mean).round().long()).flatten()
+    count = torch.zeros(BINS * DETAIL, device=mean.device).index_add_(0, cell, torch.ones_like(cell, dtype=torch.float))
+    count = count.view(BINS, DETAIL)
     for channel in range(3):
-        for level in range(BINS):
-            values = residual[:, channel][bins[:, channel] == level]
-            # A level that is hardly seen borrows the overall strength, as if it had been seen 500 times at it.
-            variance = (values.square().sum() + 500 * total[channel]) / (len(values) + 500)
-            camera.sigma[channel, level] = variance.sqrt()
+        square = residual[:, channel].square().flatten()
+        power = torch.zeros_like(count.flatten()).index_add_(0, cell, square).view(BINS, DETAIL)
+        # What is hardly seen borrows, as if it had been seen 500 times: a level of detail the overall strength, and a
+        # brightness that of its level of detail.
+        by_detail = (power.sum(0) + 500 * square.mean()) / (count.sum(0) + 500)
+        camera.sigma[channel] = ((power + 500 * by_detail) / (count + 500)).sqrt()
     unit = residual / camera.strength(mean).clamp(min=1e-4)
     unit = unit - unit.mean((2, 3), keepdim=True)
     spectrum = torch.fft.rfft2(unit, norm="ortho")

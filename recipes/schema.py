@@ -192,6 +192,9 @@ class Camera(_Section):
     """Without it only the photos and their pseudo targets teach."""
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps of the mean response."""
+    clean_side: Literal["auto", "mean", "draw"] = "auto"
+    """What of a pseudo target the camera is fitted on: its mean, or one draw, which has detail of its own. A draw is
+    better where the prior knows what it draws; auto takes it where most windows show a whole face."""
     spectrum_match: bool = True
     """Matches the camera's output to the photos' power spectrum without pairs."""
     tone: bool = True

@@ -84,9 +84,21 @@ def test_untoned_undoes_the_expected_tone() -> None:
 
 def test_strength_is_linear_between_brightness_levels() -> None:
     camera = LearnedCamera(32)
-    camera.sigma.copy_(torch.linspace(0.0, 0.7, 8).expand(3, -1))
+    camera.sigma.copy_(torch.linspace(0.0, 0.7, 8)[:, None].expand(3, -1, 6))
     middle = torch.full((1, 3, 32, 32), 0.5)  # halfway between the centres of levels 3 and 4
     assert float(camera.strength(middle).mean()) == pytest.approx(0.35, abs=1e-3)
+
+
+def test_what_smooths_flat_areas_is_calm_there_and_not_at_detail() -> None:
+    generator = gen(3)
+    flat = torch.full((24, 3, 64, 64), 0.5)
+    busy = (flat + 0.2 * torch.randn(flat.shape, generator=generator)).clamp(0, 1)
+    clean = torch.cat([flat, busy])
+    noise = torch.randn(clean.shape, generator=generator)
+    photos = clean + noise * torch.tensor([0.01] * 24 + [0.06] * 24).view(-1, 1, 1, 1)
+    camera = fit_camera(clean, photos, clean, CameraFit(steps=60, spectrum_match=False), seed=0)
+    calm, wild = (float(camera.noise(part, gen(4)).std()) for part in (flat, busy))
+    assert calm == pytest.approx(0.01, rel=0.1) and wild == pytest.approx(0.06, rel=0.15)
 
 
 def test_gray_photos_have_a_singular_spectrum_and_give_gray_noise() -> None:

@@ -156,14 +156,15 @@ def test_enlarged_photos_are_worked_on_at_the_scale_of_their_detail(tmp_path: Pa
     assert len(found.notes) == 4 and all("beyond 1/3 of its size" in note for _, note in found.notes)
 
 
-def test_photos_brought_down_hold_a_window_and_only_those_that_teach(tmp_path: Path) -> None:
+def test_photos_brought_down_hold_a_window_and_are_split_as_the_photos_are(tmp_path: Path) -> None:
     for seed in range(6):
         write_photo(tmp_path / "photos" / f"{seed}.png", grainy(300, 400, seed))
     found = run(tmp_path)
-    assert found.small == 4  # two judge
-    assert all(min(image.shape[-2:]) == 150 for image in load_small(tmp_path / "run", found.small))
+    assert (len(found.small), len(found.small_held)) == (4, 2) and set(found.small) == {300}
+    for held_out in (False, True):
+        assert all(min(image.shape[-2:]) == 150 for image in load_small(tmp_path / "run", found, held_out))
     write_blobs(tmp_path / "tiny" / "photos", 9)
-    assert run(tmp_path / "tiny").small == 0
+    assert run(tmp_path / "tiny").small == ()
 
 
 def test_oblong_photos_are_refused_when_faces_are_said_to_be_aligned(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 """What blend and judge photograph: accepted targets of the first round, without the camera's tone, gray like photos."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import torch
 
-from adapt.gathered import WindowRecord
+from adapt.gathered import WindowRecord, small_file
+from adapt.photos import write_photo
 from adapt.stages import Job, known_clean
 from adapt.targets import _write_target
-from adapt.workspace import Workspace
+from adapt.workspace import Workspace, read_tensors
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.gating import PseudoTarget
 from tests.tiny import blobs
@@ -25,6 +26,7 @@ class Window:
     id: str
     color: bool
     side: int = 100
+    held_out: bool = False
 
 
 def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> None:
@@ -34,11 +36,15 @@ def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> N
 
 def job_of(root: Path, gray: str) -> tuple[Job, list[WindowRecord]]:
     windows = [cast(WindowRecord, Window(name, name != gray)) for name in "abcd"]
-    return cast(Job, SimpleNamespace(workspace=Workspace(root))), windows
+    gathered = SimpleNamespace(small=(), small_held=(), teaching=lambda: windows)
+    recipe = SimpleNamespace(windows=SimpleNamespace(size=32), camera=SimpleNamespace(bank_from="auto"), seed=0)
+    base = SimpleNamespace(module=torch.nn.Identity())
+    place = {"workspace": Workspace(root), "device": torch.device("cpu")}
+    return cast(Job, SimpleNamespace(gathered=gathered, recipe=recipe, base=base, **place)), windows
 
 
 def test_it_takes_accepted_targets_of_the_first_round(tmp_path: Path) -> None:
-    job, windows = job_of(tmp_path, gray="b")
+    job, _ = job_of(tmp_path, gray="b")
     draws = 0.3 + 0.2 * blobs(3, 32)
     first, second = (job.workspace.round(number) / "targets" for number in (1, 2))
     put(first, "a", draws[0])
@@ -48,7 +54,7 @@ def test_it_takes_accepted_targets_of_the_first_round(tmp_path: Path) -> None:
     camera = LearnedCamera(32)
     camera.tone_gain.fill_(0.5)
     camera.tone_offset.fill_(0.1)
-    known = known_clean(job, camera, windows, "pseudo targets")
+    known = known_clean(job, camera, 2, held_out=False)
     clean = known.images
     assert known.groups == ("below 192 px",) * 2
     assert clean.shape == (2, 3, 32, 32)
@@ -57,6 +63,24 @@ def test_it_takes_accepted_targets_of_the_first_round(tmp_path: Path) -> None:
 
 
 def test_without_any_it_is_empty(tmp_path: Path) -> None:
-    job, windows = job_of(tmp_path, gray="")
+    job, _ = job_of(tmp_path, gray="")
     put(job.workspace.round(1) / "targets", "a", blobs(1, 32)[0], accepted=False)
-    assert known_clean(job, LearnedCamera(32), windows, "pseudo targets").images.shape == (0, 3, 32, 32)
+    assert known_clean(job, LearnedCamera(32), 1, held_out=False).images.shape == (0, 3, 32, 32)
+
+
+def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path) -> None:
+    job, _ = job_of(tmp_path, gray="")
+    count = 6
+    for number in range(count):
+        write_photo(small_file(tmp_path, number, True), blobs(1, 64, number))
+    windows = tuple(Window(str(number), True) for number in range(4))
+    facts = {"small": (), "small_held": (300,) * count, "windows": tuple(replace(w, held_out=True) for w in windows)}
+    job = cast(Job, SimpleNamespace(**{**vars(job), "gathered": SimpleNamespace(**facts)}))
+    camera = LearnedCamera(32)
+    camera.tone_gain.fill_(0.5)
+    camera.tone_offset.fill_(0.25)
+    known = known_clean(job, camera, 1, held_out=True)
+    assert len(known.images) == 96 and set(known.groups) == {"below 384 px"}
+    assert torch.equal(known.images, known_clean(job, camera, 2, held_out=True).images)
+    raw = read_tensors(tmp_path / "bank" / "judging.safetensors")[0]["windows"].float()
+    torch.testing.assert_close(known.images, camera.untoned(raw))
