@@ -117,5 +117,13 @@ def read_gathered(record: Path) -> Gathered:
     small, held = (tuple(values.pop(name)) for name in ("small", "small_held"))
     tones = tuple((tuple(tone), color) for tone, color in values.pop("tones"))
     refused, notes = (tuple((path, reason) for path, reason in values.pop(kind)) for kind in ("refused", "notes"))
-    pictures = {"windows": windows, "views": views, "small": small, "small_held": held}
-    return Gathered(**values, **pictures, tones=tones, refused=refused, notes=notes)
+    return Gathered(
+        **values,
+        small=small,
+        small_held=held,
+        windows=windows,
+        views=views,
+        tones=tones,
+        refused=refused,
+        notes=notes,
+    )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pseudo_targets.bank import has_color
-from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera, power_spectrum
+from pseudo_targets.camera import CameraFit, LearnedCamera, fit_camera
+from pseudo_targets.spectrum import power_spectrum
 from tests.tiny import blobs
 
 
