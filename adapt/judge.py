@@ -28,6 +28,8 @@ SIZES = (192, 384, 768, 1536)
 """Limits of the classes of photos by their shorter side in px."""
 FEWEST_OF_A_SIZE = 4
 """Photographed windows of a size class from which on it has a say."""
+UNSEEN = 0.02
+"""A loss in dB that nobody sees."""
 PIXELS_AT_ONCE = 16 * 128 * 128
 """As a network that enlarges inside needs gigabytes for each megapixel."""
 
@@ -137,11 +139,11 @@ def judge(
     if gains[telling].low <= 0:
         return Judgement(differences, harm, False, f"not better on held-out photos: {found}")
     for name, difference in differences.items():
-        if name.startswith("photographed at") and difference.mean < 0:
+        if name.startswith("photographed at") and difference.mean < -UNSEEN:
             return Judgement(differences, harm, False, f"worse when seen smaller: {name} {difference.mean:+.3f} dB")
     for group in sorted(set(groups)):
         change = (after[telling] - before[telling])[torch.tensor([other == group for other in groups])]
-        if len(change) >= FEWEST_OF_A_SIZE and float(change.mean()) < 0:
+        if len(change) >= FEWEST_OF_A_SIZE and float(change.mean()) < -UNSEEN:
             return Judgement(differences, harm, False, f"worse on photos of {group}: {float(change.mean()):+.3f} dB")
     # Nearness to clean windows ranks small changes wrongly, as smoother is not always worse; it speaks of large ones.
     if gains["cleanness"].mean < -limits.cleanness_loss:

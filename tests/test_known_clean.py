@@ -9,7 +9,7 @@ import torch
 
 from adapt.gathered import WindowRecord, small_file
 from adapt.photos import write_photo
-from adapt.stages import Job, known_clean
+from adapt.stages import Job, known_clean, takes_draws
 from adapt.targets import _write_target
 from adapt.workspace import Workspace, read_tensors
 from pseudo_targets.camera import LearnedCamera
@@ -84,3 +84,13 @@ def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path)
     assert torch.equal(known.images, known_clean(job, camera, 2, held_out=True).images)
     raw = read_tensors(tmp_path / "bank" / "judging.safetensors")[0]["windows"].float()
     torch.testing.assert_close(known.images, camera.untoned(raw))
+
+
+def test_draws_are_the_clean_side_where_windows_show_whole_faces() -> None:
+    def kinds(side: int, face: bool) -> list[WindowRecord]:
+        return [cast(WindowRecord, SimpleNamespace(face=face, side=side))]
+
+    small, large, ground = kinds(128, True), kinds(512, True), kinds(128, False)
+    assert takes_draws("auto", 3 * small + 2 * large)
+    assert not takes_draws("auto", 2 * small + 2 * large) and not takes_draws("auto", ground)
+    assert takes_draws("draw", large) and not takes_draws("mean", small)
