@@ -249,7 +249,7 @@ def _is_done(output: Path, name: str, origin: Origin) -> bool:
 
 
 PURPOSES = {
-    "compact": "The restorer that ships: degraded face in, restored face out.",
+    "compact": "The restorer that ships: degraded photo in, restored photo out, at its own pixels.",
     "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's quality score.",
     "prior": "Unconditional denoiser of face latents: draws clean faces and refines restored ones.",
     "control": "IRControlNet, and the decoder it steers: what is behind a cleaned photo, given its latent.",
