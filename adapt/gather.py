@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError, printable
@@ -93,7 +94,7 @@ class _Work:
         except AdaptError as error:
             self.refused.append((name, str(error)))
             return
-        if not faces and "faces" in (self.settings.content, "faces" if self.settings.crops == "yes" else ""):
+        if not faces and (self.settings.content == "faces" or self.settings.crops == "yes"):
             self.refused.append((name, "no face found"))
         elif self.settings.crops == "yes":
             self._take_crops(photo, image, faces[:count])
@@ -136,7 +137,7 @@ class _Work:
             self._keep(photo, records, _view(worked, scaled), bool(faces), len(faces))
             small = _small(worked, photo.sha256, size)
             if small is not None:
-                self.small[photo.sha256] = small
+                self.small[photo.sha256] = (small * 255).round().to(torch.uint8)  # as it will be on disk
 
     def _remember_tone(self, photo: Photo, crop: Tensor) -> None:
         tone, color = tuple(tone_of(crop)[0].tolist()), bool(has_color(crop))
@@ -172,7 +173,7 @@ def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> G
         (work.folder / "views" / f"{work.views[sha].id}.png").unlink(missing_ok=True)
     small: dict[bool, list[int]] = {False: [], True: []}
     for sha, image in work.small.items():
-        write_photo(small_file(work.folder, len(small[sha in held]), sha in held), image)
+        write_photo(small_file(work.folder, len(small[sha in held]), sha in held), image.float() / 255)
         small[sha in held].append(work.windows[sha][0].side)
     return Gathered(
         photos=len(found.photos),
