@@ -42,7 +42,7 @@ DEFAULTS = {
 }
 """What the embedded weights were trained with, stages added up."""
 FITTED_WINDOWS = 720
-"""Windows that closed-form fits see."""
+"""Windows that closed-form fits see, of few photos fewer."""
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,12 @@ def _job(options: PretrainOptions, bank: PhotoBank, validation: Tensor, device: 
     return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch, device)
 
 
+def _fitted(bank: PhotoBank) -> int:
+    return min(FITTED_WINDOWS, 4 * len(bank))
+
+
 def _fit_latents(bank: PhotoBank, validation: Tensor, output: Path, say: Say) -> None:
-    windows = bank.draw_windows(FITTED_WINDOWS, validation.shape[-1], generator_of("latents"))
+    windows = bank.draw_windows(_fitted(bank), validation.shape[-1], generator_of("latents"))
     codec = fit_patch_latents(windows, patch=4, channels=16)
     tensors = {"basis": codec.basis, "mean": codec.mean}
     write_tensors(output / "latents.safetensors", tensors, {"scaling": str(codec.scaling)})
@@ -318,7 +322,7 @@ def _fit_latents(bank: PhotoBank, validation: Tensor, output: Path, say: Say) ->
 def _fit_quality(bank: PhotoBank, validation: Tensor, output: Path, say: Say) -> None:
     removal, restorer = load_removal(output), load_compact(output / "compact.safetensors")
     degrade = GenericDegradation(clean_probability=0)
-    clean = bank.draw_windows(FITTED_WINDOWS, validation.shape[-1], generator_of("quality windows"))
+    clean = bank.draw_windows(_fitted(bank), validation.shape[-1], generator_of("quality windows"))
     images, decibels = graded_images(clean, degrade, restorer, generator_of("quality"))
     quality = fit_quality(removal, images, decibels)
     names = ("mean", "scale", "weight", "bias")

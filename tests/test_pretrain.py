@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from adapt.cli import main
-from adapt.dataset import ImageBank, some_gray
+from adapt.dataset import PhotoBank, load_photos, some_gray
+from adapt.errors import AdaptError
 from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of
@@ -20,7 +21,7 @@ from pseudo_targets.embedded import load_mini, load_quality, load_removal, load_
 from pseudo_targets.pretrain import control_losses, prior_losses
 from pseudo_targets.priors import Fusion
 from restorers.compact import load_compact
-from restorers.degradations import GenericDegradation
+from restorers.degradations import GenericDegradation, add_noise, sharpened
 from tests.tiny import blobs
 
 CONTEXT, ONES = torch.zeros(1, 1, 4), torch.ones(4)
@@ -79,12 +80,15 @@ def test_images_of_one_name_up_to_the_last_underscore_are_a_set(tmp_path: Path) 
     assert (record["images"], record["sets"]) == (12, 4)
 
 
-def test_larger_images_are_for_networks_that_learn_on_crops(trained: Path, tmp_path: Path, capsys) -> None:
+def test_photos_of_any_size_and_several_folders_are_taken(trained: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(trained.parent, tmp_path, dirs_exist_ok=True)
-    for network, side in (("control", 96), ("prior", 64)):
-        given = ["--data-size", "96", "--steps", "2", "--batch", "2", "--seed", "5"]
-        assert main(["pretrain", network, *arguments_of(tmp_path), *given]) == 0
-        assert f"38 training images at {side} px" in capsys.readouterr().out
+    for index, (height, width) in enumerate([(70, 200), (150, 90), (64, 64), (40, 300)]):
+        write_photo(tmp_path / "more" / f"{index}.png", torch.rand(1, 3, height, width))
+    given = ["--steps", "2", "--batch", "2", "--seed", "5", "--data", str(tmp_path / "data"), str(tmp_path / "more")]
+    assert main(["pretrain", "prior", *arguments_of(tmp_path)[2:], *given]) == 0
+    said = capsys.readouterr().out
+    assert "40 images of 64 to 90 px on the shorter side to train on, 3 to validate, in windows of 64 px" in said
+    assert "in 2 folders that count alike" in (tmp_path / "weights" / "prior.md").read_text()
 
 
 def test_weights_to_go_on_from_belong_to_one_network(trained: Path, capsys) -> None:
@@ -136,13 +140,29 @@ def test_weights_of_another_network_are_refused(given: str, trained: Path, tmp_p
     assert f"--start-from {file}: expected weights of this network and size, got: " in capsys.readouterr().err
 
 
-def test_views_are_whole_faces_and_crops_of_the_asked_side() -> None:
-    ramp = torch.linspace(0, 1, 96).expand(4, 3, 96, 96)  # a crop spans less of it than a whole image
-    views = torch.cat([ImageBank(ramp).draw_views(4, 64, generator_of("view", index)) for index in range(20)])
-    assert views.shape == (80, 3, 64, 64)
-    spans = views.amax((1, 2, 3)) - views.amin((1, 2, 3))
-    assert 0.2 < float((spans > 0.97).float().mean()) < 0.9
-    assert float(spans.min()) > 0.6
+def test_windows_are_the_photos_own_pixels_half_of_the_time_and_larger_squares_else() -> None:
+    ramp = (torch.arange(200) * 1.0).expand(3, 120, 200).to(torch.uint8)  # a window spans as many levels as columns
+    windows = PhotoBank([[ramp]]).draw_windows(300, 64, generator_of("windows"), flip=False)
+    assert windows.shape == (300, 3, 64, 64)
+    spans = 255 * (windows.amax((1, 2, 3)) - windows.amin((1, 2, 3)))
+    native = (spans - 63).abs() < 0.5
+    assert 0.4 < float(native.float().mean()) < 0.65
+    assert 100 < float(spans.max()) < 120.5  # never more than the shorter side
+
+
+def test_groups_are_drawn_from_alike_however_many_photos_they_have() -> None:
+    dark, bright = (torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (0, 255))
+    windows = PhotoBank([[dark] * 50, [bright]]).draw_windows(200, 64, generator_of("groups"))
+    assert 0.4 < float(windows.mean()) < 0.6
+
+
+def test_photos_that_are_too_small_are_left_out_and_large_ones_brought_down(tmp_path: Path) -> None:
+    for index, (height, width) in enumerate([(300, 200), (50, 300), (96, 400)]):
+        write_photo(tmp_path / f"{index}.png", torch.rand(1, 3, height, width))
+    assert [tuple(photo.shape[-2:]) for photo in load_photos([tmp_path], 64).photos()] == [(300, 200), (96, 400)]
+    assert [tuple(photo.shape[-2:]) for photo in load_photos([tmp_path], 64, 100).photos()] == [(150, 100), (96, 400)]
+    with pytest.raises(AdaptError, match="no photo of 500 px or more"):
+        load_photos([tmp_path], 500)
 
 
 def test_some_images_lose_their_colour() -> None:
@@ -210,3 +230,25 @@ def test_some_photos_stay_clean_so_that_good_ones_are_left_alone() -> None:
     untouched = (degraded == images).all(3).all(2).all(1).float().mean()
     assert 0.1 < float(untouched) < 0.3
     assert float((fixed_pairs(images) == images).all(3).all(2).all(1).float().mean()) < 0.03
+
+
+def test_mild_degradations_are_mild_and_sharpening_makes_halos() -> None:
+    images = blobs(200, 32)
+    mild = GenericDegradation(clean_probability=0, mild_probability=1)(images, generator_of("mild"))
+    strong = GenericDegradation(clean_probability=0, mild_probability=0)(images, generator_of("mild"))
+    errors = [(degraded - images).square().mean() for degraded in (mild, strong)]
+    assert float(errors[0]) < 0.5 * float(errors[1])
+    step = torch.cat([torch.full((1, 3, 32, 16), 0.3), torch.full((1, 3, 32, 16), 0.6)], 3)
+    sharp = sharpened(step, torch.tensor([1.0]))
+    assert float(sharp.max()) > 0.65 and float(sharp.min()) < 0.25
+    torch.testing.assert_close(sharp[..., 8], step[..., 8], atol=0.01, rtol=0)
+
+
+def test_correlated_noise_is_as_strong_as_white_noise() -> None:
+    gray = torch.full((64, 3, 64, 64), 0.5)
+    sigma = torch.full((64,), 0.05)
+    for grain in (None, (0.8, 1.0)):
+        noise = add_noise(gray, sigma, generator_of("grain"), grain) - gray
+        assert float(noise.std()) == pytest.approx(0.05, rel=0.05)
+        beside = float((noise[..., 1:] * noise[..., :-1]).mean() / noise.var())
+        assert beside > 0.5 if grain else abs(beside) < 0.02
