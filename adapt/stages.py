@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,8 +136,12 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
 
 def takes_draws(setting: str, windows: Sequence[WindowRecord]) -> bool:
     """Whether the camera is fitted on draws: as the setting says, or where most windows show a whole face."""
-    whole = sum(window.face and window.side < WHOLE_FACE for window in windows)
-    return setting == "draw" or (setting == "auto" and 2 * whole > len(windows))
+    return setting == "draw" or (setting == "auto" and show_whole_faces(windows))
+
+
+def show_whole_faces(windows: Sequence[WindowRecord]) -> bool:
+    """Whether most windows do, as the embedded networks know faces; others show parts of faces and other things."""
+    return 2 * sum(window.face and window.side < WHOLE_FACE for window in windows) > len(windows)
 
 
 def _color(windows: Sequence[WindowRecord]) -> Tensor:
@@ -282,5 +287,7 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
 
 def factory(job: Job) -> WorkerFactory:
     """What a worker needs to generate for this job."""
-    settings, module = job.recipe.generation, job.restorer.module.cpu()
-    return WorkerFactory(module, job.prior, settings, job.recipe.gate, job.device.type, job.cleaner, job.shelf)
+    settings, module, limits = job.recipe.generation, job.restorer.module.cpu(), job.recipe.gate
+    if not show_whole_faces(job.gathered.windows):  # quality is predicted by what has learned from such windows alone
+        limits = limits.model_copy(update={"quality": -math.inf})
+    return WorkerFactory(module, job.prior, settings, limits, job.device.type, job.cleaner, job.shelf)

@@ -180,7 +180,8 @@ class Gate(_Section):
     spread: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean standard deviation between the draws."""
     quality: float = 24.0
-    """Smallest quality of the target, in dB of predicted PSNR."""
+    """Smallest quality of the target, in dB of predicted PSNR; asked only where most windows show whole faces, as what
+    predicts it knows no others."""
     identity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     """Smallest identity similarity to the cleaned photo, where an identity network is there."""
 
