@@ -35,7 +35,7 @@ from pseudo_targets.diffbir.cleaners import Cleaner
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.quality import QualityPredictor, fit_cleanness
 from pseudo_targets.tone import ToneChange, ToneStatistics, find_tone
-from pseudo_targets.zoo import family_of
+from pseudo_targets.zoo import PRIORS, family_of
 from recipes.schema import Recipe
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
@@ -123,7 +123,8 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
             path = _camera_file(job, number)
             if not path.is_file():
                 seed = seed_of("camera", job.recipe.seed, number)
-                side = draws if takes_draws(settings.clean_side, windows) else means
+                known = settings.clean_side == "auto" and prior_knows(job, windows)
+                side = draws if known or settings.clean_side == "draw" else means
                 clean, seen, drawn = (images.to(job.device) for images in (side, lq, bank))
                 fitted = fit_camera(clean, seen, drawn, plan, seed, advance, tone)
                 write_tensors(path, fitted.state_dict(), {"size": str(fitted.size)})
@@ -134,14 +135,14 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
     return Lessons(held, reals, camera, lq, means, draws, confidence)
 
 
-def takes_draws(setting: str, windows: Sequence[WindowRecord]) -> bool:
-    """Whether the camera is fitted on draws: as the setting says, or where most windows show a whole face."""
-    return setting == "draw" or (setting == "auto" and show_whole_faces(windows))
+def prior_knows(job: Job, windows: Sequence[WindowRecord]) -> bool:
+    """Whether the prior has learned from images like most of `windows`.
 
-
-def show_whole_faces(windows: Sequence[WindowRecord]) -> bool:
-    """Whether most windows do, as the embedded networks know faces; others show parts of faces and other things."""
-    return 2 * sum(window.face and window.side < WHOLE_FACE for window in windows) > len(windows)
+    The embedded family has from whole faces alone; published priors have from photos, or get crops of faces.
+    """
+    embedded = job.prior == "mini" or job.prior not in PRIORS  # or what `adapt pretrain` left in a folder
+    whole = sum(window.face and window.side < WHOLE_FACE for window in windows)
+    return not embedded or job.recipe.windows.crops == "yes" or 2 * whole > len(windows)
 
 
 def _color(windows: Sequence[WindowRecord]) -> Tensor:
@@ -288,6 +289,6 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
 def factory(job: Job) -> WorkerFactory:
     """What a worker needs to generate for this job."""
     settings, module, limits = job.recipe.generation, job.restorer.module.cpu(), job.recipe.gate
-    if not show_whole_faces(job.gathered.windows):  # quality is predicted by what has learned from such windows alone
+    if not prior_knows(job, job.gathered.windows):  # quality is predicted by what has learned from such windows alone
         limits = limits.model_copy(update={"quality": -math.inf})
     return WorkerFactory(module, job.prior, settings, limits, job.device.type, job.cleaner, job.shelf)

@@ -180,8 +180,8 @@ class Gate(_Section):
     spread: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean standard deviation between the draws."""
     quality: float = 24.0
-    """Smallest quality of the target, in dB of predicted PSNR; asked only where most windows show whole faces, as what
-    predicts it knows no others."""
+    """Smallest quality of the target, in dB of predicted PSNR; with the embedded prior asked only where
+    most windows show whole faces, as what predicts it knows no others."""
     identity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     """Smallest identity similarity to the cleaned photo, where an identity network is there."""
 
@@ -195,7 +195,7 @@ class Camera(_Section):
     """Optimiser steps of the mean response."""
     clean_side: Literal["auto", "mean", "draw"] = "auto"
     """What of a pseudo target the camera is fitted on: its mean, or one draw, which has detail of its own. A draw is
-    better where the prior knows what it draws; auto takes it where most windows show a whole face."""
+    better where the prior knows what it draws; the embedded one knows whole faces, and auto takes a draw there."""
     spectrum_match: bool = True
     """Matches the camera's output to the photos' power spectrum without pairs."""
     tone: bool = True

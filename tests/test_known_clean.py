@@ -9,7 +9,7 @@ import torch
 
 from adapt.gathered import WindowRecord, small_file
 from adapt.photos import write_photo
-from adapt.stages import Job, known_clean, takes_draws
+from adapt.stages import Job, known_clean, prior_knows
 from adapt.targets import _write_target
 from adapt.workspace import Workspace, read_tensors
 from pseudo_targets.camera import LearnedCamera
@@ -86,11 +86,14 @@ def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path)
     torch.testing.assert_close(known.images, camera.untoned(raw))
 
 
-def test_draws_are_the_clean_side_where_windows_show_whole_faces() -> None:
+def test_the_embedded_prior_knows_whole_faces_and_published_ones_any_photo() -> None:
     def kinds(side: int, face: bool) -> list[WindowRecord]:
         return [cast(WindowRecord, SimpleNamespace(face=face, side=side))]
 
+    def job(prior: str, crops: str = "no") -> Job:
+        return cast(Job, SimpleNamespace(prior=prior, recipe=SimpleNamespace(windows=SimpleNamespace(crops=crops))))
+
     small, large, ground = kinds(128, True), kinds(512, True), kinds(128, False)
-    assert takes_draws("auto", 3 * small + 2 * large)
-    assert not takes_draws("auto", 2 * small + 2 * large) and not takes_draws("auto", ground)
-    assert takes_draws("draw", large) and not takes_draws("mean", small)
+    assert prior_knows(job("mini"), 3 * small + 2 * large)
+    assert not prior_knows(job("mini"), 2 * small + 2 * large) and not prior_knows(job("weights/"), ground)
+    assert prior_knows(job("diffbir-v2.1"), ground) and prior_knows(job("mini", "yes"), large)
