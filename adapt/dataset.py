@@ -138,7 +138,8 @@ class CleanFolder:
         image = read_photo(photo.path)
         if self.whole:
             image = resize(image, (self.size, self.size), 2).clamp(0, 1)
-        top, left = (int(torch.randint(n - self.size + 1, (1,), generator=generator)) for n in image.shape[-2:])
+        room = [length - self.size for length in image.shape[-2:]]
+        top, left = (int(torch.randint(n + 1, (1,), generator=generator)) if n else 0 for n in room)
         window = image[..., top : top + self.size, left : left + self.size]
         return luma(window).expand_as(window) if self.gray else window
 

@@ -22,6 +22,8 @@ LEAST_GAIN = {"psnr": 0.1, "ssim": 0.002, "haarpsi": 0.01, "identity": 0.01, "lp
 """What the oracle must gain for a share of it to mean something; of negative ones lower is better."""
 SMALLER = (2, 4)
 """How many times smaller results are scored too, as most people see them."""
+LEAST_SIDE = 16
+"""Side in px that HaarPSI needs."""
 OPTIONAL = {
     "identity": "identity",
     "lpips": "LPIPS",
@@ -42,7 +44,8 @@ def score(restored: list[Tensor], test: Pairs, untouched: list[Tensor], lpips: L
     result = _scores(restored, test, lpips)
     aligned = [align_tone(image, reference) for image, reference in zip(restored, test.references, strict=True)]
     result |= {f"{name}_aligned": value for name, value in _scores(aligned, test, lpips).items()}
-    for factor in SMALLER:
+    shortest = min(min(image.shape[-2:]) for image in restored)
+    for factor in (factor for factor in SMALLER if shortest >= LEAST_SIDE * factor):
         small = [F.avg_pool2d(image, factor) for image in restored]
         clean = [F.avg_pool2d(image, factor) for image in test.references]
         result |= {f"{name}_{factor}": _mean(measure, small, clean) for name, measure in SCORES.items()}
@@ -126,7 +129,8 @@ def show(result: dict[str, object]) -> None:
     scores = ["PSNR", "SSIM", "HaarPSI", "gap closed"]
     more = {key: title for key, title in OPTIONAL.items() if all(key in row for row in rows.values())}
     titles = [*scores, *(f"{name} aligned" for name in scores)]
-    titles += [f"PSNR / SSIM / HaarPSI at 1/{factor}" for factor in SMALLER]
+    smaller = [factor for factor in SMALLER if all(f"psnr_{factor}" in row for row in rows.values())]
+    titles += [f"PSNR / SSIM / HaarPSI at 1/{factor}" for factor in smaller]
     titles += ["low band", "harm", *more.values(), "seconds"]
     print("| row | " + " | ".join(titles) + " |")
     print("|---|" + "--:|" * len(titles))
@@ -136,7 +140,7 @@ def show(result: dict[str, object]) -> None:
             closed = gap_closed(rows, name, suffix)
             cells += [f"{row['psnr' + suffix]:.2f}", f"{row['ssim' + suffix]:.4f}", f"{row['haarpsi' + suffix]:.4f}"]
             cells += [" / ".join(_percent(closed[score]) for score in SCORES)]
-        for factor in SMALLER:
+        for factor in smaller:
             small = [row[f"{name}_{factor}"] for name in SCORES]
             cells.append(f"{small[0]:.2f} / {small[1]:.4f} / {small[2]:.4f}")
         cells += [f"{row['low_band']:.4f}", f"{row['harm_rate']:.0%}", *(f"{row[key]:.4f}" for key in more)]

@@ -10,9 +10,10 @@ import torch
 
 from adapt.adversary import Adversary
 from adapt.dataset import CleanFolder, Degrade, ImageBank, Lessons, draw_batch, load_clean, open_clean
+from adapt.errors import AdaptError
 from adapt.finetune import finetune, plan_of
 from adapt.losses import harm_loss, perceptual_loss, pixel_loss
-from adapt.photos import write_photo
+from adapt.photos import read_photo, write_photo
 from adapt.training import make_accelerator, train
 from recipes.schema import Finetune
 from restorers.compact import Compact
@@ -145,10 +146,25 @@ def test_clean_photos_are_read_as_they_are_drawn(tmp_path: Path, monkeypatch: py
     assert len({round(image.mean().item(), 4) for image in folder.draw(60, gen(1))}) == 5
     gray = replace(folder, gray=True).draw(2, gen(0))
     assert torch.equal(gray[:, 0], gray[:, 1]) and torch.equal(gray[:, 1], gray[:, 2])
-    read: list[int] = []
-    monkeypatch.setattr(CleanFolder, "read", lambda self, photos: read.append(len(photos)) or blobs(len(photos)))
+    read: list[str] = []
+    monkeypatch.setattr(CleanFolder, "_window", lambda self, photo, _: read.append(photo.path.name) or blobs(1))
     folder.draw(2, gen(0))
-    assert read == [2]
+    assert len(read) == 2
+
+
+def test_windows_of_clean_photos_are_their_own_pixels(tmp_path: Path) -> None:
+    for number in range(3):
+        write_photo(tmp_path / f"{number}.png", torch.rand(1, 3, 60, 90, generator=gen(number)))
+    write_photo(tmp_path / "small.png", torch.rand(1, 3, 60, 30))
+    clean = open_clean(tmp_path, 32)
+    assert len(clean.photos) == 3
+    windows = clean.windows(7, gen(0))
+    photos = [read_photo(photo.path) for photo in clean.photos]
+    for number, window in enumerate(windows):
+        places = photos[number % 3].unfold(2, 32, 1).unfold(3, 32, 1)  # [1, 3, 29, 59, 32, 32]
+        assert bool((places == window[None, :, None, None]).all((1, 4, 5)).any())
+    with pytest.raises(AdaptError, match="0 square photos"):
+        open_clean(tmp_path, 32, whole=True)
 
 
 def test_what_became_worse_counts_and_what_became_better_does_not() -> None:

@@ -67,9 +67,19 @@ def distance(image: Tensor, reference: Tensor) -> Tensor:
     return (image - reference).square().mean((1, 2, 3))
 
 
-def test_lpips_is_a_mean_over_all_test_photos() -> None:
-    images, references = blobs(19), blobs(19, seed=1)
-    assert mean_lpips(distance, images, references) == pytest.approx(float(distance(images, references).mean()))
+def test_lpips_is_that_of_one_photo() -> None:
+    image, reference = blobs(1), blobs(1, seed=1)
+    assert mean_lpips(distance, image, reference) == pytest.approx(float(distance(image, reference)))
+
+
+def test_photos_of_any_sizes_are_scored_and_seen_smaller() -> None:
+    pytest.importorskip("piq")
+    photos = [blobs(1, 96), blobs(1, 160)[..., :100]]
+    row = score([image * 0.9 for image in photos], Pairs(photos, photos), photos)
+    assert row["harm_rate"] == 1 and row["psnr_aligned"] > row["psnr_4"] > 20
+    assert "psnr_2" in row and "haarpsi_4" in row
+    small = [blobs(1, 40)]
+    assert "psnr_2" in (tiny := score(small, Pairs(small, small), small)) and "psnr_4" not in tiny
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -77,8 +87,8 @@ def test_columns_are_there_with_their_networks(there, monkeypatch: pytest.Monkey
     pytest.importorskip("piq")
     monkeypatch.setattr(oracle_table, "find_spec", lambda name: there or None)
     monkeypatch.setattr(oracle_table, "niqe", lambda images: 4.25)
-    test = Pairs(blobs(2, 128), blobs(2, 128, seed=1))
-    better = test.photos.lerp(test.references, 0.5)
+    test = Pairs(list(blobs(2, 128).split(1)), list(blobs(2, 128, seed=1).split(1)))
+    better = [photo.lerp(reference, 0.5) for photo, reference in zip(test.photos, test.references, strict=True)]
     lpips = distance if there else None
     images = {"untouched": test.photos, "ours": better, "oracle": test.references}
     rows = {name: score(image, test, test.photos, lpips) for name, image in images.items()}
@@ -97,5 +107,5 @@ def test_columns_are_there_with_their_networks(there, monkeypatch: pytest.Monkey
 def test_one_test_photo_or_small_ones_have_no_niqe(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("piq")
     monkeypatch.setattr(oracle_table, "find_spec", lambda name: True)
-    for images in (blobs(1, 128), blobs(2, 64)):
+    for images in ([blobs(1, 128)], list(blobs(2, 64).split(1))):
         assert "niqe" not in score(images, Pairs(images, images), images)
