@@ -166,8 +166,8 @@ def test_a_help_text_needs_no_torch() -> None:
     assert said.startswith("usage: adapt") and said.endswith("\nFalse\n")
 
 
-def test_few_clean_faces_are_refused_before_anything_is_generated(photos, tmp_path: Path, capsys) -> None:
+def test_few_clean_photos_are_refused_before_anything_is_generated(photos, tmp_path: Path, capsys) -> None:
     clean = write_blobs(tmp_path / "clean", 3)
     assert main(["--inputs", str(photos), "--aligned", "--clean", str(clean), "--output", str(tmp_path / "run")]) == 1
-    assert "3 square photos, expected at least 8" in capsys.readouterr().err
+    assert "3 clean photos, expected at least 8" in capsys.readouterr().err
     assert not (tmp_path / "run" / "rounds").exists()
