@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 LOWEST = 0.06  # cycles a pixel; below it content, not the camera, decides the spectrum
 CONTENT = (0.06, 0.09)  # cycles a pixel; where two sets of clean images may differ and no camera is blamed for it
-LEAST_NOISE = 0.4  # of the noise that pairs show, as a standard deviation
 MOST_CONTENT = 4.0  # times as much power as other content may have there
 
 
@@ -67,9 +66,10 @@ def match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: in
     generator = Generator().manual_seed(seed)
     mean = torch.cat([camera.mean(camera.toned(part, generator)) for part in bank.split(16)])
     noise = torch.cat([camera.noise(part, generator) for part in mean.split(16)])
-    # In absolute units: the strength of noise does not follow the contrast of what is photographed.
-    signals, grain = _power(mean - mean.mean((2, 3), keepdim=True)), _power(noise).mean(0)
-    found = _power(photos - photos.mean((2, 3), keepdim=True))
+    contrast = (mean + noise).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    signals, grain = _power((mean - mean.mean((2, 3), keepdim=True)) / contrast), _power(noise / contrast).mean(0)
+    seen = photos - photos.mean((2, 3), keepdim=True)
+    found = _power(seen / seen.std((1, 2, 3), keepdim=True).clamp(min=1e-3))
     wanted = found.mean(0)
     rows = torch.fft.fftfreq(camera.size, device=bank.device).abs().view(-1, 1)
     columns = torch.fft.rfftfreq(camera.size, device=bank.device).view(1, -1)
@@ -81,16 +81,12 @@ def match_spectrum(camera: LearnedCamera, bank: Tensor, photos: Tensor, seed: in
     signal = signals.mean(0)
     # Images differ: power that lacks is blur, and power in excess noise, only beyond what two sets of them differ by.
     chance = 2 * (signals.var(0) / len(signals) + found.var(0) / len(found)).sqrt()
-    # The residual of pairs holds what the clean side lacks of the photos beside the noise, so it is too strong rather
-    # than too weak: power in excess is first taken from the noise, and only what is left then is blur.
-    calm = ((wanted + chance - signal) / grain.clamp(min=1e-8)).clamp(LEAST_NOISE**2, 1).sqrt()
-    grain = grain * calm**2
     gain = ((wanted + chance - grain).clamp(min=0) / signal).sqrt().clamp(0.1, 1)
     trust = signal / (signal + grain)  # where noise hides the signal its power says nothing about blur
     boost = ((wanted - chance - signal * gain**2).clamp(min=0) / grain.clamp(min=1e-8)).sqrt().clamp(1, 3)
     high = frequency > LOWEST
     camera.blur_gain.copy_(torch.where(high, 1 + trust * (gain - 1), 1.0))
-    camera.noise_gain.copy_(torch.where(high, calm * boost, 1.0))
+    camera.noise_gain.copy_(torch.where(high, boost, 1.0))
 
 
 def _height(bank: Tensor, photos: Tensor) -> Tensor:
