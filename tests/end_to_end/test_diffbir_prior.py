@@ -34,7 +34,7 @@ def command(tmp_path: Path, *settings: str) -> list[str]:
     photos = write_blobs(tmp_path / "photos", 12)
     words = ["--inputs", str(photos), "--output", str(tmp_path / "run"), "--aligned", "--prior", "diffbir-v2.1"]
     words += ["--no-tracking", "--device", "cpu", *short_settings()]
-    for setting in (f"windows.size={SIDE}", *settings):
+    for setting in (f"windows.size={SIDE}", "windows.maximum=12", *settings):  # a window of each photo
         words += ["--set", setting]
     return words
 
