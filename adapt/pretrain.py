@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from adapt.dataset import PhotoBank, load_photos, square_photos, window_of
 from adapt.errors import AdaptError, UsageError
 from adapt.evaluate import psnr
 from adapt.photos import read_photo, write_photo
+from adapt.pretrain_card import card
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
 from adapt.seeds import generator_of
 from adapt.training import TrainingPlan, choose_device, make_accelerator, train
@@ -246,42 +246,6 @@ def _is_done(output: Path, name: str, origin: Origin) -> bool:
     written = json.loads(record.read_text(encoding="utf-8"))
     known = json.loads(digests.read_text(encoding="utf-8")).get(name)
     return {key: written.get(key) for key in asdict(origin)} == asdict(origin) and sha256_of(weights) == known
-
-
-PURPOSES = {
-    "compact": "The restorer that ships: degraded photo in, restored photo out, at its own pixels.",
-    "removal": "Degradation removal: conditions the prior, gives perceptual features and the judge's quality score.",
-    "prior": "Unconditional denoiser of face latents: draws clean faces and refines restored ones.",
-    "control": "IRControlNet, and the decoder it steers: what is behind a cleaned photo, given its latent.",
-}
-
-
-def card(name: str, record: dict[str, Any]) -> str:
-    """The model card of one network."""
-    plan, losses = record["plan"], record["losses"]
-    terms = [term for term in losses[-1] if term != "step"]
-    scored = [row for row in losses if row.keys() == losses[-1].keys()]
-    picked = scored[:: max(1, len(scored) // 10)]
-    lines = [
-        f"# {name}",
-        "",
-        PURPOSES[name],
-        "",
-        f"- parameters: {record['parameters']:,}, stored in float16",
-        f"- data: {record['data']}, mirrored at random",
-        f"- training: {plan['steps']} steps of {record['batch']} images, peak learning rate {plan['learning_rate']}, "
-        f"seed {plan['seed']}, AdamW, EMA {plan['ema_decay']}, precision {record['precision']}, "
-        f"on {record['hardware']}",
-        f"- again: `{record['command']}`",
-        "- validation on images that were held out: "
-        + ", ".join(f"{key} {value:.4g}" for key, value in record["scores"].items()),
-        "- known bias: it knows the kind of images it was trained on; other domains need weights of their own",
-        "",
-        f"| step | {' | '.join(terms)} |",
-        "|" + "--:|" * (len(terms) + 1),
-    ]
-    lines += [f"| {row['step']:.0f} | " + " | ".join(f"{row[term]:.4f}" for term in terms) + " |" for row in picked]
-    return "\n".join(lines) + "\n"
 
 
 def _job(options: PretrainOptions, bank: PhotoBank, validation: Tensor, device: torch.device) -> Pretraining:
