@@ -64,6 +64,7 @@ def test_file_is_self_contained_and_carries_the_size_rules(exported):
         "multiple_of": "8",
         "minimum": "64",
         "tiles": "yes",
+        "aligned_faces": "no",
     }, json.dumps(facts.custom_metadata_map)
 
 
