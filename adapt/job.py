@@ -20,8 +20,8 @@ from adapt.facexlib_nets import DETECTOR, RECOGNITION, usable
 from adapt.gather import gather
 from adapt.gathered import Gathered
 from adapt.options import Checked, JobOptions, checked, cleaner_of
+from adapt.round_job import Job
 from adapt.rounds import Adapted, adapt
-from adapt.stages import Job
 from adapt.summary import consequence, licence_parts, write_outputs
 from adapt.tracking import NullTracker, Tracker, default_uri, ui_command
 from adapt.training import choose_device

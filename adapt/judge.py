@@ -15,7 +15,7 @@ from adapt.results import Judgement, PairedDifference
 from adapt.seeds import generator_of
 from adapt.windows import padded
 from adapt.working_scale import shrink_factor
-from pseudo_targets.camera import LearnedCamera
+from pseudo_targets.camera import TonedCamera
 from pseudo_targets.gating import low_band_difference
 from recipes.schema import Judge
 from restorers.runtime import RuntimeRestorer
@@ -47,7 +47,7 @@ SMALLER = (2, 4)
 
 
 def scores_of(
-    restored: Sequence[Tensor], photos: Sequence[Tensor], cleanness: Restore, camera: LearnedCamera | None
+    restored: Sequence[Tensor], photos: Sequence[Tensor], cleanness: Restore, camera: TonedCamera | None
 ) -> dict[str, Tensor]:
     """Scores of each restored photo `[1, 3, H, W]`, of any sizes, without ground truth, `[N]`; greater is better.
 

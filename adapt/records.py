@@ -8,16 +8,24 @@ from pathlib import Path
 
 from torch import nn
 
+from adapt.camera_match import PipelineCamera
 from adapt.results import Judgement, PairedDifference, RoundReport
 from adapt.tracking import Tracker
-from adapt.workspace import read_tensors
-from pseudo_targets.camera import LearnedCamera
+from adapt.workspace import read_tensors, write_tensors
+from pseudo_targets.camera import LearnedCamera, TonedCamera
 
 
-def read_camera(path: Path) -> LearnedCamera:
-    """Reads a learned camera."""
+def write_camera(path: Path, camera: TonedCamera) -> None:
+    """Writes a camera of either form."""
+    write_tensors(path, camera.state_dict(), {"size": str(camera.size)})
+
+
+def read_camera(path: Path) -> TonedCamera:
+    """Reads what `write_camera` wrote."""
     tensors, metadata = read_tensors(path)
-    camera = LearnedCamera(int(metadata["size"]))
+    size = int(metadata["size"])
+    simulated = "table" in tensors
+    camera = PipelineCamera(size, len(tensors["table"])) if simulated else LearnedCamera(size)
     camera.load_state_dict(tensors)
     return camera.eval().requires_grad_(False)
 

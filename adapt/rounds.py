@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 
+from adapt.camera_stage import learn_camera
 from adapt.console import Narrator
 from adapt.gather import FEWEST_TARGETS
 from adapt.records import log, read_report, summary_line
 from adapt.results import Judgement, RoundReport
-from adapt.stages import Job, generate, judge_round, learn_camera, settle, teach
+from adapt.round_job import Job
+from adapt.stages import generate, judge_round, settle, teach
 from adapt.workspace import write_json
 from restorers.zoo import LoadedRestorer, load_file, save_restorer
 

@@ -18,12 +18,12 @@ from adapt.photos import write_photo
 from adapt.records import read_camera
 from adapt.report import write_report
 from adapt.results import Example, RunSummary
+from adapt.round_job import Job
 from adapt.rounds import Adapted
 from adapt.seeds import generator_of
-from adapt.stages import Job
 from adapt.targets import read_provenance, read_target
 from adapt.workspace import read_tensors, write_jsonl
-from pseudo_targets.camera import LearnedCamera
+from pseudo_targets.camera import TonedCamera
 from recipes.load import dump_recipe
 from restorers.export import ExportError, export_onnx
 from restorers.runtime import runtime_of
@@ -217,7 +217,7 @@ def _camera_images(job: Job, adapted: Adapted) -> dict[str, Tensor]:
     }
 
 
-def _tone_words(camera: LearnedCamera) -> str:
+def _tone_words(camera: TonedCamera) -> str:
     """What the camera does to the tone, or nothing."""
     gain, cast = float(camera.tone_gain), float(camera.tone_root.square().sum().div(3).sqrt())
     words = []

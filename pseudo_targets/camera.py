@@ -25,7 +25,43 @@ DETAIL = 6  # levels of local contrast at which it is known, each twice the one 
 FLAT = 0.004  # the first of them, a standard deviation
 
 
-class LearnedCamera(nn.Module):
+class TonedCamera(nn.Module):
+    """What all cameras have in common: the tone that they give a clean image before anything else.
+
+    Args:
+        size: side in pixels of the windows it is fitted on.
+    """
+
+    tone_gain: Tensor
+    tone_offset: Tensor
+    tone_root: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("tone_gain", torch.ones(()))
+        self.register_buffer("tone_offset", torch.zeros(3))
+        self.register_buffer("tone_root", torch.zeros(3, 3))
+
+    def set_tone(self, tone: ToneChange) -> None:
+        """Gives images this tone from now on."""
+        self.tone_gain.copy_(tone.gain)
+        self.tone_offset.copy_(tone.offset)
+        self.tone_root.copy_(tone.root)
+
+    def toned(self, clean: Tensor, generator: Generator | None = None) -> Tensor:
+        """The clean image with a tone that this camera may give it, or with the expected one; not clamped."""
+        offset = self.tone_offset.expand(len(clean), 3)
+        if generator is not None:
+            offset = offset + torch.randn(offset.shape, generator=generator).to(clean) @ self.tone_root.T
+        return self.tone_gain * clean + offset[..., None, None]
+
+    def untoned(self, image: Tensor) -> Tensor:
+        """The image `[B, 3, S, S]` without the tone that this camera is expected to have given it, in `[0, 1]`."""
+        return ((image - self.tone_offset[..., None, None]) / self.tone_gain).clamp(0, 1)
+
+
+class LearnedCamera(TonedCamera):
     """Clean image `[B, 3, H, W]` -> photo of the camera, same shape, `[0, 1]`.
 
     Args:
@@ -33,17 +69,13 @@ class LearnedCamera(nn.Module):
             sizes as they are needed (`spectrum_at`).
     """
 
-    tone_gain: Tensor
-    tone_offset: Tensor
-    tone_root: Tensor
     sigma: Tensor
     noise_root: Tensor
     blur_gain: Tensor
     noise_gain: Tensor
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(size)
         self.linear = nn.Conv2d(3, 3, 11, padding=5, padding_mode="reflect")
         self.curve = nn.Sequential(
             nn.Conv2d(3, 24, 3, padding=1, padding_mode="reflect"),
@@ -56,24 +88,10 @@ class LearnedCamera(nn.Module):
             nn.init.zeros_(parameter)
         nn.init.dirac_(self.linear.weight)
         half = size // 2 + 1
-        self.register_buffer("tone_gain", torch.ones(()))
-        self.register_buffer("tone_offset", torch.zeros(3))
-        self.register_buffer("tone_root", torch.zeros(3, 3))
         self.register_buffer("sigma", torch.zeros(3, BINS, DETAIL))
         self.register_buffer("noise_root", torch.zeros(size, half, 3, 3, 2))  # real and imaginary part
         self.register_buffer("blur_gain", torch.ones(size, half))
         self.register_buffer("noise_gain", torch.ones(size, half))
-
-    def toned(self, clean: Tensor, generator: Generator | None = None) -> Tensor:
-        """The clean image with a tone that this camera may give it, or with the expected one; not clamped."""
-        offset = self.tone_offset.expand(len(clean), 3)
-        if generator is not None:
-            offset = offset + torch.randn(offset.shape, generator=generator).to(clean) @ self.tone_root.T
-        return self.tone_gain * clean + offset[..., None, None]
-
-    def untoned(self, image: Tensor) -> Tensor:
-        """The image `[B, 3, S, S]` without the tone that this camera is expected to have given it, in `[0, 1]`."""
-        return ((image - self.tone_offset[..., None, None]) / self.tone_gain).clamp(0, 1)
 
     def response(self, clean: Tensor) -> Tensor:
         """The mean response to a toned image before the spectrum match, differentiable."""
@@ -173,9 +191,7 @@ def fit_camera(
         torch.manual_seed(seed)
         camera = LearnedCamera(clean.shape[-1]).to(clean.device)
     if tone is not None:
-        camera.tone_gain.copy_(tone.gain)
-        camera.tone_offset.copy_(tone.offset)
-        camera.tone_root.copy_(tone.root)
+        camera.set_tone(tone)
         clean = with_tone(clean, tone_of(photos)).clamp(0, 1)
     _fit_mean(camera, clean, photos, plan, seed, on_step)
     with torch.no_grad():

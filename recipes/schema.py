@@ -191,8 +191,15 @@ class Camera(_Section):
 
     enabled: bool = True
     """Without it only the photos and their pseudo targets teach."""
+    form: Literal["pairs", "pipeline"] = "pairs"
+    """How it is learned: from pairs of pseudo target and photo, which show any camera as far as the targets are right;
+    or as a pipeline of the steps that cameras take (`restorers.photo_pipeline`), whose settings are looked for until
+    simulated photos look like the photos. A pipeline sees blur and noise that targets keep, and misses what is none of
+    its steps."""
+    settings: Annotated[int, Field(ge=16)] = 300
+    """Settings of a pipeline that are tried in each of four generations."""
     steps: Annotated[int, Field(ge=1)] = 300
-    """Optimiser steps of the mean response."""
+    """Optimiser steps of the mean response, learned from pairs."""
     clean_side: Literal["auto", "mean", "draw"] = "auto"
     """What of a pseudo target the camera is fitted on: its mean, or one draw, which has detail of its own. A draw is
     better where the prior knows what it draws; the embedded one knows whole faces, and auto takes a draw there."""

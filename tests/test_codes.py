@@ -16,7 +16,8 @@ from adapt.dataset import ImageBank, Lessons
 from adapt.generate import PriorShelf
 from adapt.losses import code_losses
 from adapt.options import _unfit
-from adapt.stages import Job, teach
+from adapt.round_job import Job
+from adapt.stages import teach
 from adapt.workspace import Workspace
 from recipes.load import RecipeError, load_recipe
 from restorers.codes import LEARNS, CodePredictor, chooses_codes, codes_of

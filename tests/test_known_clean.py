@@ -9,7 +9,8 @@ import torch
 
 from adapt.gathered import WindowRecord, small_file
 from adapt.photos import write_photo
-from adapt.stages import Job, known_clean, prior_knows
+from adapt.round_job import Job, prior_knows
+from adapt.stages import known_clean
 from adapt.targets import _write_target
 from adapt.workspace import Workspace, read_tensors
 from pseudo_targets.camera import LearnedCamera
@@ -74,7 +75,7 @@ def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path)
     for number in range(count):
         write_photo(small_file(tmp_path, number, True), blobs(1, 64, number))
     windows = tuple(Window(str(number), True) for number in range(4))
-    facts = {"small": (), "small_held": (300,) * count, "windows": tuple(replace(w, held_out=True) for w in windows)}
+    facts = {"small": (), "small_held": (300,) * count, "judging": lambda: [replace(w, held_out=True) for w in windows]}
     job = cast(Job, SimpleNamespace(**{**vars(job), "gathered": SimpleNamespace(**facts)}))
     camera = LearnedCamera(32)
     camera.tone_gain.fill_(0.5)
