@@ -38,6 +38,7 @@ ABLATIONS: dict[str, Ablation] = {
     "without camera": _first_round(TARGETS, "camera.enabled=false"),
     "without tone": _first_round(TARGETS, "camera.tone=false"),
     "without spectrum match": _first_round(TARGETS, "camera.spectrum_match=false"),
+    "camera as a pipeline": _first_round(TARGETS, "camera.form=pipeline"),
     "without blend": _first_round(CAMERA, "finetune.blend=false"),
     "without perceptual loss": _first_round(CAMERA, "finetune.perceptual=0"),
     "without harm loss": _first_round(CAMERA, "finetune.harm=0"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapt.camera_match import PipelineCamera
 from adapt.cli import main
 from adapt.photos import read_photo, write_photo
 from adapt.records import read_camera
@@ -124,11 +125,13 @@ def test_photos_of_mixed_sizes_without_a_face_are_adapted_to_and_restored_whole(
         write_photo(tmp_path / "photos" / f"{index}.png", (coarse + noise).clamp(0, 1))
     run = tmp_path / "run"
     command = ["--inputs", str(tmp_path / "photos"), "--content", "photos", "--output", str(run), "--no-tracking"]
-    assert main([*command, *short_settings(), "--set", "windows.maximum=24"]) == 0
+    camera = ["--set", "camera.form=pipeline", "--set", "camera.settings=16"]
+    assert main([*command, *short_settings(), "--set", "windows.maximum=24", *camera]) == 0
     said = capsys.readouterr().out
     assert "found 6 photos, 0 faces: of 1" in said and "0 photos not used" in said
     assert (run / "bank" / "photos.safetensors").is_file() and (run / "report.html").is_file()
     camera = read_camera(run / "rounds" / "1" / "camera.safetensors")
+    assert isinstance(camera, PipelineCamera) and camera.table.any()
     assert float(camera.tone_gain) == 1 and not camera.tone_root.any()  # nothing is known of the tone without faces
     assert main(["restore", str(tmp_path / "photos"), "--restorer", str(run), "--output", str(tmp_path / "out")]) == 0
     assert "restored 6 photos" in capsys.readouterr().out
