@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class _Work:
         self.small: dict[str, Tensor] = {}
         self.faces: dict[str, int] = {}
         self.refused: list[tuple[str, str]] = []
-        self.notes: list[tuple[str, str]] = []
+        self.shrunk: Counter[int] = Counter()
 
     def take(self, photo: Photo, count: int) -> None:
         """Writes the windows of a photo, `count` at most, and what the judge serves of it."""
@@ -121,10 +122,9 @@ class _Work:
             self._keep(photo, records, align(image, faces[0], size), True, len(faces))
 
     def _take_windows(self, photo: Photo, image: Tensor, faces: Sequence[Face], count: int) -> None:
-        size, name = self.settings.size, printable(photo.path)
+        size = self.settings.size
         factor, color = shrink_factor(image), bool(has_color(_whole(image)))
-        if factor > 1:
-            self.notes.append((name, f"holds no detail beyond 1/{factor} of its size, and is worked on at that scale"))
+        self.shrunk[factor] += 1
         for face in faces:
             self._remember_tone(photo, align(image, face, TONE_SIDE))
         worked, scaled = shrunk(image, factor), [_at_scale(face, factor) for face in faces]
@@ -175,6 +175,11 @@ def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> G
     for sha, image in work.small.items():
         write_photo(small_file(work.folder, len(small[sha in held]), sha in held), image.float() / 255)
         small[sha in held].append(work.windows[sha][0].side)
+    notes = [(printable(path), note) for path, note in found.notes]
+    for factor, number in sorted(work.shrunk.items()):
+        if factor > 1:
+            which = f"{number} of {work.shrunk.total()} photos show nothing"
+            notes.append((inputs, f"{which} that 1/{factor} of their size does not hold, and are worked on at it"))
     return Gathered(
         photos=len(found.photos),
         faces=sum(work.faces.values()),
@@ -184,7 +189,7 @@ def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> G
         small_held=tuple(small[True]),
         tones=tuple(tone for sha, tones in work.tones.items() if sha in set(used) - held for tone in tones),
         refused=tuple(refused),
-        notes=tuple((printable(path), note) for path, note in found.notes) + tuple(work.notes),
+        notes=tuple(notes),
     )
 
 

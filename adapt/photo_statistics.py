@@ -20,6 +20,8 @@ FINE = (0.02, *(round(0.05 + 0.03 * step, 2) for step in range(16)))
 """Limits of the frequency bands that are looked at, in cycles a pixel."""
 COARSE = (0.03, 0.08, 0.13, 0.18, 0.23, 0.29, 0.35, 0.42, 0.5)
 """Of those in which transfer and noise are known of simulated photos."""
+DIRECTED = (0.06, 0.14, 0.26, 0.42)
+"""Of those in which directions are told apart."""
 CONTENT = slice(1, 3)
 """The fine bands that content decides, 0.05 to 0.11: a camera hardly changes them."""
 CONTENT_STATISTICS = 4
@@ -42,6 +44,7 @@ def photo_statistics(image: Tensor) -> Tensor:
         _local_deviations(F.avg_pool2d(gray, 2), (0.1, 0.5, 0.9)),
         _blocks(gray),
         _tails(gray),
+        _directions(gray),
         content,
         content**2 / 10,
         gray.mean((2, 3)),
@@ -59,15 +62,16 @@ def transfer_and_noise(clean: Tensor, photo: Tensor) -> Tensor:
     """What was done to simulated photos, `[B, 3, S, S]` twice -> `[B, D]`: logarithms, by frequency, of the transfer of
     luma, of the power that it leaves, and of the power by which colours differ."""
     before, after = luma(clean), luma(photo)
-    masks = _masks(clean.shape[-1], COARSE).to(clean.device)
-    source, seen = _spectrum(before), _spectrum(after)
+    side, source, seen = clean.shape[-1], _spectrum(before), _spectrum(after)
+    masks = _masks(side, COARSE)
+    masks = torch.cat([masks, _directed_masks(side)]).to(clean.device)
     cross = torch.einsum("khw,bhw->bk", masks, (seen * source.conj()).real.mean(1))
     power = torch.einsum("khw,bhw->bk", masks, source.abs().square().mean(1)).clamp(min=LEAST)
     total = torch.einsum("khw,bhw->bk", masks, seen.abs().square().mean(1))
     parts = [(cross / power).clamp(0.03, 4).log(), (total - cross**2 / power).clamp(min=10 * LEAST).log()]
     for channel in (0, 2):
         change = (photo[:, channel : channel + 1] - after) - (clean[:, channel : channel + 1] - before)
-        parts.append(_banded(change, masks[::3]).clamp(min=10 * LEAST).log())
+        parts.append(_banded(change, masks[: len(COARSE) - 1 : 3]).clamp(min=10 * LEAST).log())
     return torch.cat(parts, 1)
 
 
@@ -78,6 +82,26 @@ def _masks(side: int, limits: tuple[float, ...]) -> Tensor:
     inside = [(frequency >= low) & (frequency < high) for low, high in pairwise(limits)]
     masks = torch.stack(inside).float()
     return masks / masks.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+@lru_cache
+def _directed_masks(side: int) -> Tensor:
+    """As `_masks`, of the bands `DIRECTED`: each in four directions, then what changes from row to row or from column
+    to column alone."""
+    down, across = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
+    frequency, angle = (down**2 + across**2).sqrt(), torch.atan2(down, across) / math.pi * 4
+    ways = [(angle.round() % 4) == way for way in range(4)]
+    ways += [across.expand_as(angle) * side < 1.5, (down.abs() * side < 1.5).expand_as(angle)]
+    inside = [(frequency >= low) & (frequency < high) for low, high in pairwise(DIRECTED)]
+    masks = torch.stack([band & way for band in inside for way in ways]).float()
+    return masks / masks.sum((1, 2), keepdim=True)
+
+
+def _directions(gray: Tensor) -> Tensor:
+    """How much the bands' power differs by direction, `[B, 6 * bands]`: motion, rows of a sensor, interlacing."""
+    masks = _directed_masks(gray.shape[-1]).to(gray.device)
+    power = _banded(gray, masks).clamp(min=LEAST).log().unflatten(1, (-1, 6))
+    return (power - power[:, :, :4].mean(2, keepdim=True)).flatten(1)
 
 
 def _spectrum(plane: Tensor) -> Tensor:

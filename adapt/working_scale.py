@@ -13,11 +13,9 @@ from torch import Tensor
 
 FACTORS = (4, 3, 2)
 """How many times smaller a photo may be worked on, the smallest scale first."""
-DROP = 0.03
-"""Power beyond the highest frequency of a smaller scale, as a share of what there is just below it, where a spectrum
-has ended. Of photos that fill their pixels it is above 0.1, and 1 where noise does."""
-LOSS = 1.5 / 255
-"""Root mean square beyond that frequency, of which no smaller scale may lose more."""
+UNSEEN = 1.5 / 255
+"""Root mean square of what a photo shows beyond the highest frequency of a smaller scale, in the part where it shows
+most, from which on that scale is too small: of clean photos that fill their pixels nearly all show more."""
 ROUNDING = 1 / (12 * 255**2)
 """Mean square of what rounding to 8 bits adds, alike at all frequencies."""
 PART = 256
@@ -33,10 +31,7 @@ def shrink_factor(image: Tensor) -> int:
         return 1
     power, frequency = _spectrum(image)
     for factor in factors:
-        limit = 0.5 / factor
-        beyond, below = frequency > limit, (frequency > 0.7 * limit) & (frequency <= limit)
-        ends = float(power[beyond].mean()) < DROP * float(power[below].mean())
-        if ends and float(power[beyond].sum()) < LOSS**2:
+        if float(power[:, frequency > 0.5 / factor].sum(1).max()) < UNSEEN**2:
             return factor
     return 1
 
@@ -56,8 +51,8 @@ def enlarged(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean power of nine parts of the photo at each frequency, so that it sums up to the mean square, and the frequency
-    in cycles a pixel of the faster direction; of brightness, without the parts' mean."""
+    """Power of nine parts of the photo at each frequency, so that each sums up to its mean square, and the frequency in
+    cycles a pixel of the faster direction; of brightness, without the parts' mean."""
     luma = image.mean(1)
     side = min(PART, *luma.shape[-2:])
     tops, lefts = ([0, (n - side) // 2, n - side] for n in luma.shape[-2:])
@@ -65,7 +60,7 @@ def _spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(side, periodic=False, device=image.device)
     window = window[:, None] * window
     centred = (parts - parts.mean((1, 2), keepdim=True)) * window
-    power = torch.fft.fft2(centred).abs().square().mean(0) / (side**2 * window.square().sum())
+    power = torch.fft.fft2(centred).abs().square() / (side**2 * window.square().sum())
     power = (power - ROUNDING / side**2).clamp(min=0)
     axis = torch.fft.fftfreq(side, device=image.device).abs()
     return power, torch.maximum(axis[:, None], axis)

@@ -61,6 +61,10 @@ class PhotoPipeline:
 
     blur: float
     """Standard deviation of the lens's blur in px."""
+    motion: float
+    """Length in px of the straight line that a shaken camera draws of a point."""
+    angle: float
+    """Of that line to the rows, in rad."""
     zoom: float
     """How many times fewer pixels the sensor has than the photo; enlarged again after noise reduction."""
     noise: float
@@ -94,6 +98,7 @@ class PhotoPipeline:
         height, width = (max(8, round(side / self.enlarged)) for side in whole)
         x = resize(image, (height, width), 0)
         x = softened(x, self.blur) if self.blur else x
+        x = moved(x, self.motion, self.angle) if self.motion else x
         if self.zoom > 1:
             x = resize(x, (max(1, round(height / self.zoom)), max(1, round(width / self.zoom))), 0)
         x = self._with_noise(x, generator)
@@ -130,6 +135,8 @@ class PhotoPipeline:
 
 RANGES = {
     "blur": Range(0.3, 2.5, (0.1, 3.0), chance=0.65),
+    "motion": Range(2.0, 12.0, (1.0, 20.0), chance=0.25, even=True),
+    "angle": Range(0.0, math.pi, (0.0, math.pi)),
     "zoom": Range(1.2, 3.0, (1.1, 4.0), chance=0.5, spread=0.12, absent=1.0),
     "noise": Range(0.7 / 255, 35 / 255, (0.2 / 255, 60 / 255), chance=0.9, even=True),
     "grain": Range(0.4, 1.5, (0.2, 3.0), chance=0.5),
@@ -176,6 +183,17 @@ def softened(image: Tensor, sigma: float) -> Tensor:
     """Blurred by a round Gaussian of `sigma` px, of less where the image is hardly larger."""
     sigma = _fitting(sigma, image)
     return blur(image, elliptic_kernels(len(image), (sigma, sigma), Generator()))
+
+
+def moved(image: Tensor, length: float, angle: float) -> Tensor:
+    """Blurred along a straight line of `length` px at `angle` rad to the rows."""
+    radius = min(math.ceil(length / 2), min(image.shape[-2:]) - 1)
+    axis = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    beyond = (along.abs() - length / 2 + 0.5).clamp(min=0)
+    kernel = (1 - (across**2 + beyond**2).sqrt()).clamp(min=0)
+    return blur(image, (kernel / kernel.sum()).expand(len(image), -1, -1))
 
 
 def _fitting(sigma: float, image: Tensor) -> float:
