@@ -45,6 +45,7 @@ def photo_statistics(image: Tensor) -> Tensor:
         _blocks(gray),
         _tails(gray),
         _directions(gray),
+        _by_brightness(gray),
         content,
         content**2 / 10,
         gray.mean((2, 3)),
@@ -69,6 +70,11 @@ def transfer_and_noise(clean: Tensor, photo: Tensor) -> Tensor:
     power = torch.einsum("khw,bhw->bk", masks, source.abs().square().mean(1)).clamp(min=LEAST)
     total = torch.einsum("khw,bhw->bk", masks, seen.abs().square().mean(1))
     parts = [(cross / power).clamp(0.03, 4).log(), (total - cross**2 / power).clamp(min=10 * LEAST).log()]
+    left = _high_pass(after - before).square().flatten(1)
+    third = left.shape[1] // 3
+    order = before.flatten(1).argsort(1)
+    shares = [left.gather(1, part).mean(1) for part in (order[:, :third], order[:, -third:])]
+    parts.append(torch.stack(shares, 1).clamp(min=10 * LEAST).log())
     for channel in (0, 2):
         change = (photo[:, channel : channel + 1] - after) - (clean[:, channel : channel + 1] - before)
         parts.append(_banded(change, masks[: len(COARSE) - 1 : 3]).clamp(min=10 * LEAST).log())
@@ -125,6 +131,15 @@ def _local_deviations(plane: Tensor, shares: tuple[float, ...]) -> Tensor:
     """Logarithms of quantiles of the fine detail's deviation in blocks of 8 px: the lowest are noise, not content."""
     deviation = F.avg_pool2d(_high_pass(plane).square(), 8, 4).clamp(min=10 * LEAST).sqrt().flatten(1)
     return torch.quantile(deviation, deviation.new_tensor(shares), dim=1).T.log()
+
+
+def _by_brightness(gray: Tensor) -> Tensor:
+    """How much calmer than the whole the flat places of the dark and of the bright third are, `[B, 2]`, logarithms."""
+    deviation = F.avg_pool2d(_high_pass(gray).square(), 8, 4).clamp(min=10 * LEAST).log().flatten(1) / 2
+    order = F.avg_pool2d(gray, 8, 4).flatten(1).argsort(1)
+    third = order.shape[1] // 3
+    dark, bright = (deviation.gather(1, part).quantile(0.3, 1) for part in (order[:, :third], order[:, -third:]))
+    return torch.stack([dark, bright], 1) - deviation.quantile(0.3, 1)[:, None]
 
 
 def _blocks(gray: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class RestoredPhoto:
         source: the photo.
         output: the file that was written.
         faces: how many faces were restored one by one; 0 where the photo was restored as a whole.
-        shrunk: how many times smaller it was worked on, as it holds no more detail (`adapt.working_scale`); mostly 1.
+        shrunk: how many times smaller it was worked on, as it was enlarged beyond what restorers know; mostly 1.
     """
 
     source: Path

@@ -67,6 +67,8 @@ class PhotoPipeline:
     """Of that line to the rows, in rad."""
     zoom: float
     """How many times fewer pixels the sensor has than the photo; enlarged again after noise reduction."""
+    gamma: float
+    """Noise arises in light, of which the photo shows the root of this degree: it is strong in the dark then."""
     noise: float
     """Standard deviation of noise of all colours."""
     grain: float
@@ -101,7 +103,10 @@ class PhotoPipeline:
         x = moved(x, self.motion, self.angle) if self.motion else x
         if self.zoom > 1:
             x = resize(x, (max(1, round(height / self.zoom)), max(1, round(width / self.zoom))), 0)
-        x = self._with_noise(x, generator)
+        if self.gamma != 1:
+            x = self._with_noise(x.clamp(0, 1) ** self.gamma, generator).clamp(0, 1) ** (1 / self.gamma)
+        else:
+            x = self._with_noise(x, generator)
         if self.smear:
             x = bilateral(x.clamp(0, 1), self.smear)
         if self.color_smear:
@@ -138,6 +143,7 @@ RANGES = {
     "motion": Range(2.0, 12.0, (1.0, 20.0), chance=0.25, even=True),
     "angle": Range(0.0, math.pi, (0.0, math.pi)),
     "zoom": Range(1.2, 3.0, (1.1, 4.0), chance=0.5, spread=0.12, absent=1.0),
+    "gamma": Range(1.8, 2.4, (1.6, 2.6), chance=0.4, spread=0.05, absent=1.0),
     "noise": Range(0.7 / 255, 35 / 255, (0.2 / 255, 60 / 255), chance=0.9, even=True),
     "grain": Range(0.4, 1.5, (0.2, 3.0), chance=0.5),
     "shot": Range(0.0005, 0.02, (0.0001, 0.05), chance=0.5),
