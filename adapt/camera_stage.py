@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapt.camera_match import PipelineCamera, Search, match_camera, with_contrast_of
-from adapt.clean_bank import colored_in_share, windows_of_photos
+from adapt.camera_match import PipelineCamera, Search, match_camera, unlikeness, with_contrast_of
+from adapt.clean_bank import colored_in_share, looks_clean, windows_of_photos
 from adapt.dataset import ImageBank, Lessons, colored_where
 from adapt.gathered import Gathered, WindowRecord, load_windows
 from adapt.prior_setup import bank_start
@@ -18,11 +18,16 @@ from adapt.records import read_camera, write_camera
 from adapt.round_job import FOLDERS, Job, factory, prior_knows
 from adapt.seeds import generator_of, seed_of
 from adapt.targets import make_bank, read_target, target_file
-from pseudo_targets.camera import CameraFit, fit_camera
+from adapt.workspace import read_tensors, write_tensors
+from pseudo_targets.camera import CameraFit, TonedCamera, fit_camera
 from pseudo_targets.embedded import load_tone
 from pseudo_targets.tone import ToneChange, ToneStatistics, find_tone
 from pseudo_targets.zoo import family_of
 
+ALIKE = 1.0
+"""Unlikeness up to which a pipeline is taken for the camera: one standard deviation of the photos' statistics."""
+APART = 48
+"""Drawn windows that do not teach: half of them to blend, half to judge."""
 FEWEST_TONES = 8
 """Faces without which a set says too little of the camera's tone."""
 
@@ -42,44 +47,82 @@ def learn_camera(job: Job, number: int, windows: Sequence[WindowRecord]) -> Less
     camera = None
     if settings.enabled:
         path = camera_file(job, number)
-        if settings.form == "pairs":
+        if not path.is_file():
             draw = settings.clean_side == "draw" or (settings.clean_side == "auto" and prior_knows(job, windows))
-            _fit_on_pairs(job, number, draws if draw else means, lq, bank, tone)
-        else:
-            _look_for(job, number, [window.sha256 for window in windows], lq, bank, tone)
+            groups, clean = [window.sha256 for window in windows], draws if draw else means
+            write_camera(path, _learned(job, number, groups, (clean, lq, bank), tone, prior_knows(job, windows)))
         camera = read_camera(path).to(job.device)
         if isinstance(camera, PipelineCamera):  # a drawn bank fills its windows as faces fill photos
-            bank = camera.untoned(with_contrast_of(lq, camera.toned(bank.to(job.device)))).cpu()
+            bank = as_content(camera, lq.to(job.device), bank.to(job.device)).cpu()
     held = ImageBank(bank)
     reals = held if job.clean is None else replace(job.clean, gray=not bool(color.any()))
     return Lessons(held, reals, camera, lq, means, draws, confidence)
 
 
-def _fit_on_pairs(job: Job, number: int, clean: Tensor, lq: Tensor, bank: Tensor, tone: ToneChange | None) -> None:
-    settings, path = job.recipe.camera, camera_file(job, number)
-    with job.narrator.stage("camera", settings.steps) as advance:
+def _learned(
+    job: Job,
+    number: int,
+    groups: Sequence[str],
+    images: tuple[Tensor, Tensor, Tensor],
+    tone: ToneChange | None,
+    known: bool,
+) -> TonedCamera:
+    """The camera in the form that the recipe asks for; `images` are clean sides, photos and bank.
+
+    Args:
+        known: whether the prior knows such windows, so that pairs can be trusted.
+    """
+    form, (clean, lq, bank) = job.recipe.camera.form, (part.to(job.device) for part in images)
+    if form == "pairs" or (form == "auto" and known):
+        return _fit_on_pairs(job, number, clean, lq, bank, tone)
+    pipeline = _look_for(job, number, groups, lq, bank, tone)
+    if form == "pipeline":
+        return pipeline
+    pairs = _fit_on_pairs(job, number, clean, lq, bank, tone)
+    seed = seed_of("camera choice", job.recipe.seed, number)
+    simulated, fitted = (
+        unlikeness(lq, camera(as_content(camera, lq, bank), generator_of("photos", seed)))
+        for camera in (pipeline, pairs)
+    )
+    taken = pipeline if simulated < min(fitted, ALIKE) else pairs
+    name = "pipeline" if taken is pipeline else "pairs"
+    job.narrator.say(f"  camera: {name}; photos of the pipeline differ by {simulated:.2f}, of pairs by {fitted:.2f}")
+    return taken
+
+
+def as_content(camera: TonedCamera, photos: Tensor, bank: Tensor) -> Tensor:
+    """The clean windows with the contrast that the photos' content has, as `with_contrast_of` gives it."""
+    return camera.untoned(with_contrast_of(photos, camera.toned(bank)))
+
+
+def _fit_on_pairs(
+    job: Job, number: int, clean: Tensor, lq: Tensor, bank: Tensor, tone: ToneChange | None
+) -> TonedCamera:
+    settings, path = job.recipe.camera, job.workspace.round(number) / "pairs.safetensors"
+    with job.narrator.stage("camera by pairs", settings.steps) as advance:
         if not path.is_file():
             plan = CameraFit(settings.steps, spectrum_match=settings.spectrum_match)
             seed = seed_of("camera", job.recipe.seed, number)
-            pairs, seen, drawn = (images.to(job.device) for images in (clean, lq, bank))
-            write_camera(path, fit_camera(pairs, seen, drawn, plan, seed, advance, tone))
+            write_camera(path, fit_camera(clean, lq, bank, plan, seed, advance, tone))
         advance(settings.steps)
+    return read_camera(path).to(job.device)
 
 
 def _look_for(
     job: Job, number: int, groups: Sequence[str], lq: Tensor, bank: Tensor, tone: ToneChange | None
-) -> None:
-    search, path = Search(job.recipe.camera.settings), camera_file(job, number)
-    with job.narrator.stage("camera", search.total) as advance:
+) -> TonedCamera:
+    search, path = Search(job.recipe.camera.settings), job.workspace.round(number) / "pipeline.safetensors"
+    with job.narrator.stage("camera as a pipeline", search.total) as advance:
         if not path.is_file():
             # What is simulated must have the tone of the photos; what it does beside the tone is looked for.
-            as_seen = bank if tone is None else (tone.gain * bank + tone.offset[:, None, None]).clamp(0, 1)
-            seed = seed_of("camera", job.recipe.seed, number)
-            camera = match_camera(lq.to(job.device), groups, as_seen.to(job.device), search, seed, advance)
+            as_seen = bank if tone is None else (tone.gain * bank.cpu() + tone.offset[:, None, None]).clamp(0, 1)
+            as_seen = as_seen.to(lq.device)
+            camera = match_camera(lq, groups, as_seen, search, seed_of("camera", job.recipe.seed, number), advance)
             if tone is not None:
                 camera.set_tone(tone)
             write_camera(path, camera)
         advance(search.total)
+    return read_camera(path).to(job.device)
 
 
 def color_of_windows(windows: Sequence[WindowRecord]) -> Tensor:
@@ -116,7 +159,7 @@ def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
         count = len(job.clean.photos) if job.clean.whole else settings.bank * 4
         return job.clean.windows(min(count, settings.bank * 4), generator_of("clean", seed))
     own = torch.empty(0, 3, size, size)
-    if settings.bank_from != "prior" and job.gathered.small:
+    if settings.bank_from == "photos" or (settings.bank_from == "auto" and not shows_faces(job.gathered)):
         with job.narrator.stage("clean windows", settings.bank) as advance:
             own = own_windows(job, False, settings.bank)[0]
             advance(len(own))
@@ -125,15 +168,37 @@ def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
     lacking = settings.bank - len(own)
     if lacking <= 0 or (settings.bank_from == "photos" and len(own)):
         return own
-    with job.narrator.stage("clean bank", lacking) as advance:
+    with job.narrator.stage("clean bank", lacking + APART) as advance:
         plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
-        drawn = make_bank(lacking, sources, plan, place, factory(job), job.mapper, seed, advance)
-    return torch.cat([own, drawn])
+        drawn = make_bank(lacking + APART, sources, plan, place, factory(job), job.mapper, seed, advance)
+    write_tensors(job.workspace.root / "apart.safetensors", {"windows": drawn[lacking:].half()})
+    return torch.cat([own, drawn[:lacking]])
+
+
+def drawn_apart(job: Job, held_out: bool) -> Tensor:
+    """Drawn windows `[M, 3, S, S]` that do not teach, to judge or to blend; none where none were drawn."""
+    path = job.workspace.root / "apart.safetensors"
+    if not path.is_file():
+        return torch.empty(0, 3, job.recipe.windows.size, job.recipe.windows.size)
+    blending, judging = read_tensors(path)[0]["windows"].float().tensor_split(2)
+    return judging if held_out else blending
+
+
+def shows_faces(gathered: Gathered) -> bool:
+    """Whether most photos show faces, which the prior can draw."""
+    return 2 * gathered.faces >= gathered.photos
 
 
 def own_windows(job: Job, held_out: bool, count: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Windows of photos that were brought down, restored by the restorer before all rounds."""
+    """Windows of photos that were brought down, restored by the restorer before all rounds, and their photos' sides.
+
+    Of faces only those that look clean then.
+    """
     module, size = job.base.module.to(job.device).eval(), job.recipe.windows.size
     path = job.workspace.root / "bank" / f"{'judging' if held_out else 'photos'}.safetensors"
     seed = seed_of("bank", job.recipe.seed)
-    return windows_of_photos(job.gathered, job.workspace.root, held_out, module, count, size, seed, path)
+    windows, sides = windows_of_photos(job.gathered, job.workspace.root, held_out, module, count, size, seed, path)
+    if not shows_faces(job.gathered):
+        return windows, sides
+    clean = looks_clean(windows, job.quality.removal.cpu())
+    return windows[clean], tuple(side for side, kept in zip(sides, clean.tolist(), strict=True) if kept)

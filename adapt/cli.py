@@ -165,7 +165,8 @@ def restore_command(given: list[str]) -> int:
     faces = sum(photo.faces for photo in summary.restored)
     for photo in summary.restored:
         if photo.shrunk > 1:
-            print(f"{printable(photo.source)}: worked on at 1/{photo.shrunk} of its size, as it was enlarged far beyond its detail")
+            why = f"worked on at 1/{photo.shrunk} of its size, as it was enlarged far beyond its detail"
+            print(f"{printable(photo.source)}: {why}")
     what = f"{faces} faces in {len(summary.restored)} photos" if faces else f"{len(summary.restored)} photos"
     return _tell(summary, f"restored {what} -> {printable(options.output)}")
 

@@ -16,7 +16,7 @@ from adapt.faces import Face, FaceFinder, Matrix, align, aligned_face, sure_face
 from adapt.gathered import Gathered, View, WindowRecord, read_gathered, small_file
 from adapt.photos import Photo, PhotoSet, find_photos, read_photo, write_photo
 from adapt.windows import choose_windows, cut, face_box
-from adapt.working_scale import KNOWN, shrink_factor, shrunk
+from adapt.working_scale import KNOWN, enlargement, shrink_factor, shrunk
 from adapt.workspace import write_json
 from pseudo_targets.bank import has_color
 from pseudo_targets.tone import tone_of
@@ -228,8 +228,12 @@ def _view(image: Tensor, faces: Sequence[Face]) -> Tensor:
 
 
 def _small(image: Tensor, sha256: str, size: int) -> Tensor | None:
-    """The photo brought down by one of `SMALLER`, which its content chooses among those that leave a window."""
-    factors = [factor for factor in SMALLER if min(image.shape[-2:]) // factor >= size]
+    """The photo brought down by one of `SMALLER`, which its content chooses among those that leave a window.
+
+    By as much more as it was enlarged: at the size at which it was coded it is as bad as ever.
+    """
+    times = enlargement(image)
+    factors = [times * factor for factor in SMALLER if min(image.shape[-2:]) // (times * factor) >= size]
     if not factors:
         return None
     factor = factors[int(sha256[:8], 16) % len(factors)]

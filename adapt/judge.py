@@ -121,7 +121,7 @@ def judge(
     `limits.enabled` off every round is accepted.
 
     Args:
-        groups: the size class of each photographed window.
+        groups: the size class of each photographed window, "" where it belongs to no photo.
     """
     differences = {name: paired_difference(after[name], before[name], seed) for name in before}
     # Where the truth is known, as it is for photographed targets, that says what is better and what is worse.
@@ -141,7 +141,9 @@ def judge(
     for name, difference in differences.items():
         if name.startswith("photographed at") and difference.mean < -UNSEEN:
             return Judgement(differences, harm, False, f"worse when seen smaller: {name} {difference.mean:+.3f} dB")
-    for group in sorted(set(groups)):
+    if telling == "photographed" and gains[telling].mean < limits.gain:
+        return Judgement(differences, harm, False, f"hardly better, less than {limits.gain:g} dB: {found}")
+    for group in sorted(set(groups) - {""}):
         change = (after[telling] - before[telling])[torch.tensor([other == group for other in groups])]
         if len(change) >= FEWEST_OF_A_SIZE and float(change.mean()) < -UNSEEN:
             return Judgement(differences, harm, False, f"worse on photos of {group}: {float(change.mean()):+.3f} dB")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt.blend import best_share, blend
-from adapt.camera_match import PipelineCamera, with_contrast_of
-from adapt.camera_stage import camera_file, color_of_windows, own_windows
+from adapt.camera_match import PipelineCamera
+from adapt.camera_stage import as_content, camera_file, color_of_windows, drawn_apart, own_windows
 from adapt.clean_bank import colored_in_share
 from adapt.dataset import Lessons, colored_where
 from adapt.finetune import distance_of, finetune
@@ -23,7 +23,7 @@ from adapt.generate import start_of
 from adapt.judge import judge, photographed_scores, scores_of, served_photos, size_class
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
-from adapt.round_job import FOLDERS, Job, factory
+from adapt.round_job import FOLDERS, Job, factory, prior_knows
 from adapt.seeds import generator_of, seed_of
 from adapt.targets import TargetSet, make_targets, read_target, target_file
 from adapt.training import make_accelerator
@@ -40,7 +40,7 @@ FEWEST_KNOWN = 16
 
 @dataclass(frozen=True)
 class KnownClean:
-    """Clean windows `[N, 3, S, S]`, and the size class of the photo that each belongs to."""
+    """Clean windows `[N, 3, S, S]`, and the size class of the photo that each belongs to, "" where it is drawn."""
 
     images: Tensor
     groups: tuple[str, ...]
@@ -102,18 +102,22 @@ def settle(job: Job, number: int, lessons: Lessons, module: nn.Module) -> tuple[
 def known_clean(job: Job, camera: TonedCamera, number: int, held_out: bool) -> KnownClean:
     """Clean windows like those of the photos, for the camera to photograph: there the truth is known.
 
-    They are the photos' own windows, brought down and restored, where there are enough: their detail is real. Else they
-    are accepted targets of the first round in every round, as those of a later one agree with the restorer that helped
-    to make them. Both are without the camera's own tone, which it is to give them.
+    They are the photos' own windows, brought down and restored, that look clean, and drawn ones that did not teach.
+    Where these are too few, or the prior knows the photos' windows, they are accepted targets of the first round in
+    every round, as those of a later one agree with the restorer that helped to make them. All are without the camera's
+    own tone, which it is to give them.
     """
     windows = job.gathered.judging() if held_out else job.gathered.teaching()
     own, sides = own_windows(job, held_out, KNOWN)
-    if len(own) >= FEWEST_KNOWN and job.recipe.camera.bank_from != "prior":
-        clean = camera.untoned(own)
+    if job.recipe.camera.bank_from == "prior":
+        own, sides = own[:0], ()
+    drawn = own[:0] if prior_knows(job, windows) else drawn_apart(job, held_out)
+    if len(own) + len(drawn) >= FEWEST_KNOWN:
+        clean = torch.cat([camera.untoned(own), drawn])
         if isinstance(camera, PipelineCamera):
-            clean = camera.untoned(with_contrast_of(load_windows(job.workspace.root, windows), own))
+            clean = as_content(camera, load_windows(job.workspace.root, windows), clean)
         images = colored_in_share(float(color_of_windows(windows).float().mean()), clean)
-        return KnownClean(images, tuple(size_class(side) for side in sides))
+        return KnownClean(images, (*(size_class(side) for side in sides), *[""] * len(drawn)))
     if held_out and number == 1:
         generate(job, number, windows, "targets to judge by")
     folder = job.workspace.round(1) / FOLDERS["targets to judge by" if held_out else "pseudo targets"]

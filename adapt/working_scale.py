@@ -13,6 +13,9 @@ from torch import Tensor
 
 FACTORS = (4, 3, 2)
 """How many times smaller a photo may be worked on, the smallest scale first."""
+UNSEEN = 1.5 / 255
+"""Root mean square of what a photo shows beyond the highest frequency of a smaller scale, in the part where it shows
+most, up to which nothing is seen to lack there: of clean photos that fill their pixels nearly all show more."""
 KNOWN = 4
 """Enlargement up to which restorers do best at the photo's own pixels: of faces enlarged 4 times, 1.0 dB better than at
 a quarter; of those enlarged 8 times, 0.1 to 0.9 dB worse than at half (RESULTS)."""
@@ -41,8 +44,23 @@ def shrink_factor(image: Tensor) -> int:
     for factor in factors:
         limit = 0.5 / (KNOWN * factor)
         beyond, below = frequency > limit, (frequency > 0.7 * limit) & (frequency <= limit)
-        ends = float(power[beyond].mean()) < DROP * float(power[below].mean())
-        if ends and float(power[beyond].sum()) < LOSS**2:
+        mean = power.mean(0)
+        ends = float(mean[beyond].mean()) < DROP * float(mean[below].mean())
+        if ends and float(mean[beyond].sum()) < LOSS**2:
+            return factor
+    return 1
+
+
+def enlargement(image: Tensor) -> int:
+    """How many times smaller `[1, 3, H, W]` could be and nothing would be seen to lack: 1, or one of `FACTORS`.
+
+    Photos were that small when they were coded, or are that soft: defects show at that scale as they do at the photo's.
+    """
+    if min(image.shape[-2:]) < PART:
+        return 1
+    power, frequency = _spectrum(image)
+    for factor in FACTORS:
+        if float(power[:, frequency > 0.5 / factor].sum(1).max()) < UNSEEN**2:
             return factor
     return 1
 
@@ -62,8 +80,8 @@ def enlarged(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean power of nine parts of the photo at each frequency, so that it sums up to the mean square, and the frequency
-    in cycles a pixel of the faster direction; of brightness, without the parts' mean."""
+    """Power of nine parts of the photo at each frequency, so that each sums up to its mean square, and the frequency in
+    cycles a pixel of the faster direction; of brightness, without the parts' mean."""
     luma = image.mean(1)
     side = min(PART, *luma.shape[-2:])
     tops, lefts = ([0, (n - side) // 2, n - side] for n in luma.shape[-2:])
@@ -71,7 +89,7 @@ def _spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(side, periodic=False, device=image.device)
     window = window[:, None] * window
     centred = (parts - parts.mean((1, 2), keepdim=True)) * window
-    power = torch.fft.fft2(centred).abs().square().mean(0) / (side**2 * window.square().sum())
+    power = torch.fft.fft2(centred).abs().square() / (side**2 * window.square().sum())
     power = (power - ROUNDING / side**2).clamp(min=0)
     axis = torch.fft.fftfreq(side, device=image.device).abs()
     return power, torch.maximum(axis[:, None], axis)

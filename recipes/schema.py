@@ -191,11 +191,12 @@ class Camera(_Section):
 
     enabled: bool = True
     """Without it only the photos and their pseudo targets teach."""
-    form: Literal["pairs", "pipeline"] = "pairs"
+    form: Literal["auto", "pairs", "pipeline"] = "auto"
     """How it is learned: from pairs of pseudo target and photo, which show any camera as far as the targets are right;
     or as a pipeline of the steps that cameras take (`restorers.photo_pipeline`), whose settings are looked for until
     simulated photos look like the photos. A pipeline sees blur and noise that targets keep, and misses what is none of
-    its steps."""
+    its steps. Auto takes pairs where the prior knows the windows; elsewhere it learns both and takes the pipeline where
+    its photos lie within a standard deviation of the real ones and nearer than those of pairs."""
     settings: Annotated[int, Field(ge=16)] = 300
     """Settings of a pipeline that are tried in each of four generations."""
     steps: Annotated[int, Field(ge=1)] = 300
@@ -210,8 +211,9 @@ class Camera(_Section):
     bank: Annotated[int, Field(ge=16)] = 192
     """Clean windows (with --clean: a quarter of those taken at most)."""
     bank_from: Literal["auto", "photos", "prior"] = "auto"
-    """Where they come from: the photos themselves, brought down two to four times and restored, which is of their
-    content and costs nothing; drawings of the prior; auto draws only what small photos cannot give."""
+    """Where they come from: drawings of the prior, which are clean; or the photos themselves, brought down two to four
+    times and restored, which are of their content, cost nothing and keep some of the defects. Auto draws faces where
+    most photos show faces, and elsewhere what small photos cannot give."""
     bank_calls: Annotated[int, Field(ge=1, le=250)] = 20
     """Network calls for each drawn face."""
     bank_start: Timestep = 999
@@ -306,7 +308,9 @@ class Judge(_Section):
     """Without it every round that gives finite scores is kept; the scores are reported all the same."""
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
-    cleanness_loss: Annotated[float, Field(ge=0)] = 0.05
+    gain: Annotated[float, Field(ge=0)] = 0.3
+    """Smallest gain on photographed windows, in dB: the learned camera errs, and less is not told from its errors."""
+    cleanness_loss: Annotated[float, Field(ge=0)] = 0.2
     """How far restored photos may move away from clean faces, in standard deviations among these."""
     harm: Share = 0.4
     """Largest share of held-out photos that may get worse."""
