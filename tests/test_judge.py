@@ -34,7 +34,23 @@ def test_photographed_targets_must_gain_for_sure_and_cleanness_may_fall_a_little
     ):
         before = {"cleanness": zero, "agreement": zero, "photographed": zero}
         after = {"cleanness": cleanness, "agreement": zero, "photographed": photographed}
-        assert judge(before, after, Judge(harm=0.5), seed=0).accepted == accepted
+        assert judge(before, after, Judge(harm=0.5, gain=0, cleanness_loss=0.05), seed=0).accepted == accepted
+
+
+def test_a_gain_that_errors_of_the_camera_could_explain_is_not_accepted() -> None:
+    zero = torch.zeros(20)
+    for gain, accepted in ((0.29, False), (0.31, True)):
+        before = {"cleanness": zero, "agreement": zero, "photographed": zero}
+        result = judge(before, {**before, "photographed": zero + gain}, Judge(), seed=0)
+        assert result.accepted == accepted and ("less than 0.3 dB" in result.reason) != accepted
+
+
+def test_windows_of_no_photo_have_no_say_of_their_own() -> None:
+    before = {name: torch.zeros(20) for name in ("cleanness", "agreement", "photographed")}
+    change = torch.cat([torch.full((16,), 1.0), torch.full((4,), -0.1)])
+    for group, accepted in (("", True), ("below 192 px", False)):
+        groups = ["below 384 px"] * 16 + [group] * 4
+        assert judge(before, {**before, "photographed": change}, Judge(), seed=0, groups=groups).accepted == accepted
 
 
 def test_noise_is_no_gain() -> None:

@@ -1,18 +1,19 @@
 """What blend and judge photograph: accepted targets of the first round, without the camera's tone, gray like photos."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import torch
 
+from adapt.clean_bank import looks_clean
 from adapt.gathered import WindowRecord, small_file
 from adapt.photos import write_photo
 from adapt.round_job import Job, prior_knows
 from adapt.stages import known_clean
 from adapt.targets import _write_target
-from adapt.workspace import Workspace, read_tensors
+from adapt.workspace import Workspace, read_tensors, write_tensors
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.gating import PseudoTarget
 from tests.tiny import blobs
@@ -28,6 +29,7 @@ class Window:
     color: bool
     side: int = 100
     held_out: bool = False
+    face: bool = True
 
 
 def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> None:
@@ -37,11 +39,13 @@ def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> N
 
 def job_of(root: Path, gray: str) -> tuple[Job, list[WindowRecord]]:
     windows = [cast(WindowRecord, Window(name, name != gray)) for name in "abcd"]
-    gathered = SimpleNamespace(small=(), small_held=(), teaching=lambda: windows)
-    recipe = SimpleNamespace(windows=SimpleNamespace(size=32), camera=SimpleNamespace(bank_from="auto"), seed=0)
-    base = SimpleNamespace(module=torch.nn.Identity())
+    gathered = SimpleNamespace(small=(), small_held=(), teaching=lambda: windows, faces=4, photos=4)
+    sizes = SimpleNamespace(size=32, crops="no")
+    recipe = SimpleNamespace(windows=sizes, camera=SimpleNamespace(bank_from="auto"), seed=0)
+    nets = {"base": SimpleNamespace(module=torch.nn.Identity()), "prior": "mini"}
+    nets["quality"] = SimpleNamespace(removal=torch.nn.Identity())
     place = {"workspace": Workspace(root), "device": torch.device("cpu")}
-    return cast(Job, SimpleNamespace(gathered=gathered, recipe=recipe, base=base, **place)), windows
+    return cast(Job, SimpleNamespace(gathered=gathered, recipe=recipe, **nets, **place)), windows
 
 
 def test_it_takes_accepted_targets_of_the_first_round(tmp_path: Path) -> None:
@@ -69,14 +73,18 @@ def test_without_any_it_is_empty(tmp_path: Path) -> None:
     assert known_clean(job, LearnedCamera(32), 1, held_out=False).images.shape == (0, 3, 32, 32)
 
 
+def job_of_large_photos(root: Path) -> Job:
+    """Six held-out photos of 300 px that were brought down to 64."""
+    job, _ = job_of(root, gray="")
+    for number in range(6):
+        write_photo(small_file(root, number, True), blobs(1, 64, number))
+    windows = [cast(WindowRecord, Window(str(number), True, 300, True)) for number in range(4)]
+    facts = {"small": (), "small_held": (300,) * 6, "judging": lambda: windows, "faces": 4, "photos": 4}
+    return cast(Job, SimpleNamespace(**{**vars(job), "gathered": SimpleNamespace(**facts)}))
+
+
 def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path) -> None:
-    job, _ = job_of(tmp_path, gray="")
-    count = 6
-    for number in range(count):
-        write_photo(small_file(tmp_path, number, True), blobs(1, 64, number))
-    windows = tuple(Window(str(number), True) for number in range(4))
-    facts = {"small": (), "small_held": (300,) * count, "judging": lambda: [replace(w, held_out=True) for w in windows]}
-    job = cast(Job, SimpleNamespace(**{**vars(job), "gathered": SimpleNamespace(**facts)}))
+    job = job_of_large_photos(tmp_path)
     camera = LearnedCamera(32)
     camera.tone_gain.fill_(0.5)
     camera.tone_offset.fill_(0.25)
@@ -85,6 +93,30 @@ def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path)
     assert torch.equal(known.images, known_clean(job, camera, 2, held_out=True).images)
     raw = read_tensors(tmp_path / "bank" / "judging.safetensors")[0]["windows"].float()
     torch.testing.assert_close(known.images, camera.untoned(raw))
+
+
+def test_windows_that_are_not_clean_make_room_for_drawn_ones_that_did_not_teach(tmp_path: Path) -> None:
+    job = job_of_large_photos(tmp_path)
+    drawn = blobs(40, 32, seed=5)
+    write_tensors(tmp_path / "apart.safetensors", {"windows": drawn.half()})
+    known = known_clean(job, LearnedCamera(32), 1, held_out=True)
+    assert len(known.images) == 96 + 20 and set(known.groups) == {"below 384 px", ""}
+    torch.testing.assert_close(known.images[96:], drawn[20:], atol=1e-3, rtol=0)
+    darker = SimpleNamespace(removal=torch.nn.Hardtanh(0, 0.01))  # changes every pixel, so nothing is clean
+    dirty = cast(Job, SimpleNamespace(**{**vars(job), "quality": darker}))
+    assert known_clean(dirty, LearnedCamera(32), 1, held_out=True).groups == ("",) * 20
+
+
+def test_noise_in_the_dark_alone_makes_a_window_unclean() -> None:
+    clean = blobs(2, 64)
+    noisy = clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)) * (clean < 0.4)
+
+    class Smooth(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where((x - clean).abs() < 0.5, clean, x)
+
+    assert looks_clean(clean, Smooth()).all() and not looks_clean(noisy, Smooth()).any()
+    assert looks_clean(clean[:0], Smooth()).shape == (0,)
 
 
 def test_the_embedded_prior_knows_whole_faces_and_published_ones_any_photo() -> None:
