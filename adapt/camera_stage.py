@@ -26,8 +26,8 @@ from pseudo_targets.zoo import family_of
 
 ALIKE = 1.0
 """Unlikeness up to which a pipeline is taken for the camera: one standard deviation of the photos' statistics."""
-APART = 48
-"""Drawn windows that do not teach: half of them to blend, half to judge."""
+APART = 4
+"""For one window in so many that the bank has another is drawn that does not teach: half of them blend, half judge."""
 FEWEST_TONES = 8
 """Faces without which a set says too little of the camera's tone."""
 
@@ -168,10 +168,13 @@ def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
     lacking = settings.bank - len(own)
     if lacking <= 0 or (settings.bank_from == "photos" and len(own)):
         return own
-    with job.narrator.stage("clean bank", lacking + APART) as advance:
+    # Where the prior knows the photos' windows, targets are what is judged by.
+    apart = 0 if prior_knows(job, job.gathered.windows) else settings.bank // APART
+    with job.narrator.stage("clean bank", lacking + apart) as advance:
         plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
-        drawn = make_bank(lacking + APART, sources, plan, place, factory(job), job.mapper, seed, advance)
-    write_tensors(job.workspace.root / "apart.safetensors", {"windows": drawn[lacking:].half()})
+        drawn = make_bank(lacking + apart, sources, plan, place, factory(job), job.mapper, seed, advance)
+    if apart:
+        write_tensors(job.workspace.root / "apart.safetensors", {"windows": drawn[lacking:].half()})
     return torch.cat([own, drawn[:lacking]])
 
 

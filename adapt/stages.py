@@ -23,7 +23,7 @@ from adapt.generate import start_of
 from adapt.judge import judge, photographed_scores, scores_of, served_photos, size_class
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
-from adapt.round_job import FOLDERS, Job, factory, prior_knows
+from adapt.round_job import FOLDERS, Job, factory
 from adapt.seeds import generator_of, seed_of
 from adapt.targets import TargetSet, make_targets, read_target, target_file
 from adapt.training import make_accelerator
@@ -111,7 +111,7 @@ def known_clean(job: Job, camera: TonedCamera, number: int, held_out: bool) -> K
     own, sides = own_windows(job, held_out, KNOWN)
     if job.recipe.camera.bank_from == "prior":
         own, sides = own[:0], ()
-    drawn = own[:0] if prior_knows(job, windows) else drawn_apart(job, held_out)
+    drawn = drawn_apart(job, held_out)
     if len(own) + len(drawn) >= FEWEST_KNOWN:
         clean = torch.cat([camera.untoned(own), drawn])
         if isinstance(camera, PipelineCamera):

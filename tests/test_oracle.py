@@ -82,8 +82,8 @@ def test_windows_of_references_lie_where_those_of_photos_do(tmp_path: Path) -> N
     generator = torch.Generator().manual_seed(0)
     for index in range(6):
         photo = torch.rand(1, 3, 200, 260, generator=generator)
-        small = torch.rand(1, 3, 150, 150, generator=generator)
-        large = torch.nn.functional.interpolate(small, (450, 450), mode="bicubic").clamp(0, 1)
+        small = torch.rand(1, 3, 50, 50, generator=generator)
+        large = torch.nn.functional.interpolate(small, (600, 600), mode="bicubic").clamp(0, 1)
         write_photo(tmp_path / "photos" / f"{index}.png", large if index == 0 else photo)
     gathered = gather(tmp_path / "photos", tmp_path / "run", Windows(crops="no"), None, lambda done, total: None)
     windows, records = taught_windows(tmp_path / "run")
