@@ -17,8 +17,8 @@ UNSEEN = 1.5 / 255
 """Root mean square of what a photo shows beyond the highest frequency of a smaller scale, in the part where it shows
 most, up to which nothing is seen to lack there: of clean photos that fill their pixels nearly all show more."""
 KNOWN = 4
-"""Enlargement up to which restorers do best at the photo's own pixels: of faces enlarged 4 times, 1.0 dB better than at
-a quarter; of those enlarged 8 times, 0.1 to 0.9 dB worse than at half (RESULTS)."""
+"""Enlargement up to which restorers do best at the photo's own pixels: of faces enlarged 4 times, 0.8 to 0.9 dB better
+than at a quarter; of those enlarged 8 times, 0.1 to 0.9 dB worse than at half (RESULTS)."""
 DROP = 0.03
 """Power beyond the highest frequency of a smaller scale, as a share of what there is just below it, where a spectrum
 has ended. Of photos that fill their pixels it is above 0.1, and 1 where noise does."""
