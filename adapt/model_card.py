@@ -79,8 +79,8 @@ def _lessons(summary: RunSummary) -> str:
         return "The photos have no labels: the restorer learned from pseudo targets that the prior made of them."
     also = "" if summary.seen_share == 1 else " and from the pseudo targets themselves"
     return (
-        "The photos have no labels. The prior made pseudo targets of them; from these pairs the camera was learned, "
-        f"and the restorer learned from clean windows seen through it{also}."
+        "The photos have no labels. The camera was learned from them and from the pseudo targets that the prior made of "
+        f"them, and the restorer learned from clean windows seen through it{also}."
     )
 
 
@@ -89,7 +89,7 @@ def _camera(summary: RunSummary) -> str:
         return "No camera was learned in this run."
     names = ", ".join(_text(name) for name in summary.camera_images)
     return (
-        "A model of the camera (mean response and noise) was fitted on pairs of pseudo target and photo and made "
+        "A model of the camera, either its mean response and noise or the steps it takes, was learned and made "
         f"{summary.seen_share:.0%} of the training pairs. The report shows it: {names}."
     )
 

@@ -39,6 +39,7 @@ ABLATIONS: dict[str, Ablation] = {
     "without tone": _first_round(TARGETS, "camera.tone=false"),
     "without spectrum match": _first_round(TARGETS, "camera.spectrum_match=false"),
     "camera as a pipeline": _first_round(TARGETS, "camera.form=pipeline"),
+    "camera by pairs": _first_round(TARGETS, "camera.form=pairs"),
     "without blend": _first_round(CAMERA, "finetune.blend=false"),
     "without perceptual loss": _first_round(CAMERA, "finetune.perceptual=0"),
     "without harm loss": _first_round(CAMERA, "finetune.harm=0"),
@@ -52,6 +53,7 @@ ABLATIONS: dict[str, Ablation] = {
     "mean of four draws": _first_round(BANK, "generation.realism=1", "generation.candidates=4"),
     "mean of eight draws": _first_round(BANK, "generation.realism=1", "generation.candidates=8"),
     "drawn bank": _first_round(TARGETS[1:], "camera.bank_from=prior"),
+    "bank of photos brought down": _first_round(TARGETS[1:], "camera.bank_from=photos"),
     "bank of 64": _first_round(TARGETS[1:], "camera.bank=64"),
     "three rounds": Ablation(("rounds=3",), (*ROUND, "rounds/2")),
 }
