@@ -79,8 +79,8 @@ def _lessons(summary: RunSummary) -> str:
         return "The photos have no labels: the restorer learned from pseudo targets that the prior made of them."
     also = "" if summary.seen_share == 1 else " and from the pseudo targets themselves"
     return (
-        "The photos have no labels. The camera was learned from them and from the pseudo targets that the prior made of "
-        f"them, and the restorer learned from clean windows seen through it{also}."
+        "The photos have no labels. The camera was learned from them and from the pseudo targets that the prior made "
+        f"of them, and the restorer learned from clean windows seen through it{also}."
     )
 
 

@@ -10,8 +10,9 @@ from adapt.faces import Face, aligned_face
 from adapt.gather import gather
 from adapt.gathered import Gathered, load_small, load_view, load_windows
 from adapt.photos import read_photo, write_photo
-from adapt.working_scale import shrink_factor
+from adapt.working_scale import enlargement, shrink_factor
 from recipes.schema import Windows
+from restorers.degradations import jpeg
 from tests.end_to_end.runs import write_blobs
 from tests.tiny import blobs
 
@@ -161,6 +162,16 @@ def test_photos_enlarged_beyond_what_restorers_know_are_worked_on_at_a_smaller_s
 def test_photos_enlarged_as_restorers_know_it_are_worked_on_at_their_own_pixels(times: int) -> None:
     large = torch.nn.functional.interpolate(grainy(192, 256, 1, 0.03), scale_factor=times, mode="bicubic")
     assert shrink_factor(large.clamp(0, 1)) == 1
+
+
+def test_photos_coded_small_and_enlarged_are_brought_down_beyond_the_size_they_were_coded_at(tmp_path: Path) -> None:
+    for seed in range(3):
+        small = jpeg(grainy(192, 256, seed, 0.03), torch.tensor([90.0]))
+        large = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
+        assert enlargement(large) == 2 and enlargement(grainy(384, 512, seed, 0.03)) == 1
+        write_photo(tmp_path / "photos" / f"{seed}.png", large)
+    found = run(tmp_path)
+    assert found.small == () and found.small_held == ()  # a quarter of 384 px holds no window of 128
 
 
 def test_photos_brought_down_hold_a_window_and_are_split_as_the_photos_are(tmp_path: Path) -> None:
