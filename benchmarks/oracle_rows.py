@@ -135,9 +135,13 @@ def adapt(options: JobOptions) -> Run:
 def bank_of(ground: Ground, run: Run) -> Tensor:
     """The clean windows that a run has made; one that ended before it made any gets drawn ones here."""
     settings, generation = ground.recipe.camera, ground.recipe.generation
-    files = sorted((run.folder / "bank").glob("*.safetensors"))
+    files = sorted(path for path in (run.folder / "bank").glob("*.safetensors") if path.stem != "judging")
     if files:
-        return torch.cat([tensor.float() for file in files for tensor in read_tensors(file)[0].values()])
+        made = {path.stem: torch.cat([t.float() for t in read_tensors(path)[0].values()]) for path in files}
+        own = made.pop("photos", None)
+        drawn = torch.cat([*made.values()]) if made else own[:0]
+        lacking = settings.bank - len(drawn)  # the photos' own windows teach where too few were drawn
+        return torch.cat([own[:lacking], drawn]) if lacking > 0 and own is not None else drawn[: settings.bank]
     sources = restore_all(ground.base, ground.photos)
     factory = WorkerFactory(ground.base, "mini", generation, ground.recipe.gate, "cpu")
     path, seed = (settings.bank_start, settings.bank_calls), seed_of("bank", ground.recipe.seed)

@@ -18,6 +18,7 @@ SHORT = (
     "generation.candidates=2",
     "generation.calls=2",
     "camera.steps=4",
+    "camera.settings=16",
     "camera.bank=16",
     "camera.bank_calls=1",
     "finetune.steps=6",
