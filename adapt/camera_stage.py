@@ -169,7 +169,8 @@ def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
     if lacking <= 0 or (settings.bank_from == "photos" and len(own)):
         return own
     # Where the prior knows the photos' windows, targets are what is judged by.
-    apart = 0 if prior_knows(job, job.gathered.windows) else settings.bank // APART
+    needed = settings.enabled and not prior_knows(job, job.gathered.windows)
+    apart = settings.bank // APART if needed else 0
     with job.narrator.stage("clean bank", lacking + apart) as advance:
         plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
         drawn = make_bank(lacking + apart, sources, plan, place, factory(job), job.mapper, seed, advance)

@@ -38,7 +38,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("adapt", "generic_steps", "self_distilled", "targets_of"):
             patch.setattr(oracle_rows, name, blind(getattr(oracle_rows, name)))
-        short = ("generation.calls=2", "generation.start_timesteps=[8]", "generation.end_timestep=0")
+        short = ("generation.calls=2", "generation.start_timesteps=[8]", "generation.end_timestep=0", "camera.bank=16")
         patch.setattr(oracle_rows, "DT_BFR", (*oracle_rows.DT_BFR, *short))
         patch.setattr("sys.argv", [str(word) for word in command])
         oracle_gap.main()
