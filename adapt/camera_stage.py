@@ -27,7 +27,7 @@ from pseudo_targets.zoo import family_of
 ALIKE = 1.0
 """Unlikeness up to which a pipeline is taken for the camera: one standard deviation of the photos' statistics."""
 APART = 4
-"""For one window in so many that the bank has another is drawn that does not teach: half of them blend, half judge."""
+"""Beside every so many drawn windows of the bank one more is drawn that does not teach: half blend, half judge."""
 FEWEST_TONES = 8
 """Faces without which a set says too little of the camera's tone."""
 
@@ -114,10 +114,12 @@ def _look_for(
     search, path = Search(job.recipe.camera.settings), job.workspace.round(number) / "pipeline.safetensors"
     with job.narrator.stage("camera as a pipeline", search.total) as advance:
         if not path.is_file():
+            toned = TonedCamera(lq.shape[-1]).to(lq.device)
+            if tone is not None:
+                toned.set_tone(tone)
             # What is simulated must have the tone of the photos; what it does beside the tone is looked for.
-            as_seen = bank if tone is None else (tone.gain * bank.cpu() + tone.offset[:, None, None]).clamp(0, 1)
-            as_seen = as_seen.to(lq.device)
-            camera = match_camera(lq, groups, as_seen, search, seed_of("camera", job.recipe.seed, number), advance)
+            as_seen, seed = toned.toned(bank).clamp(0, 1), seed_of("camera", job.recipe.seed, number)
+            camera = match_camera(lq, groups, as_seen, search, seed, advance)
             if tone is not None:
                 camera.set_tone(tone)
             write_camera(path, camera)
@@ -190,7 +192,8 @@ def drawn_apart(job: Job, held_out: bool) -> Tensor:
 
 def shows_faces(gathered: Gathered) -> bool:
     """Whether most photos show faces, which the prior can draw."""
-    return 2 * gathered.faces >= gathered.photos
+    photos = {window.sha256 for window in gathered.windows}
+    return 2 * len({window.sha256 for window in gathered.windows if window.face}) >= len(photos)
 
 
 def own_windows(job: Job, held_out: bool, count: int) -> tuple[Tensor, tuple[int, ...]]:

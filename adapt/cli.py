@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(_trouble(error), 1)
 
 
-def adapt_command(given: list[str]) -> int:
-    """`adapt --inputs DIR`: the main job."""
+def _adapt_parser() -> argparse.ArgumentParser:
     parser = _parser("adapt", "Fits a small, fast restorer to the camera that took your photos.", MAIN_EPILOG)
     parser.add_argument(
         "--inputs", type=Path, required=True, metavar="DIR", help="folder of photos, searched recursively"
@@ -115,7 +114,12 @@ def adapt_command(given: list[str]) -> int:
         metavar="auto|cpu|cuda",
         help="where to compute (default: auto, CUDA if it is there)",
     )
-    options = parser.parse_args(given)
+    return parser
+
+
+def adapt_command(given: list[str]) -> int:
+    """`adapt --inputs DIR`: the main job."""
+    options = _adapt_parser().parse_args(given)
     from adapt.job import run_job
     from adapt.options import JobOptions
 

@@ -16,7 +16,7 @@ from adapt.faces import Face, FaceFinder, Matrix, align, aligned_face, sure_face
 from adapt.gathered import Gathered, View, WindowRecord, read_gathered, small_file
 from adapt.photos import Photo, PhotoSet, find_photos, read_photo, write_photo
 from adapt.windows import choose_windows, cut, face_box
-from adapt.working_scale import KNOWN, enlargement, shrink_factor, shrunk
+from adapt.working_scale import KNOWN_ENLARGEMENT, enlargement, shrink_factor, shrunk
 from adapt.workspace import write_json
 from pseudo_targets.bank import has_color
 from pseudo_targets.tone import tone_of
@@ -178,8 +178,8 @@ def _finished(inputs: str, work: _Work, found: PhotoSet, settings: Windows) -> G
     notes = [(printable(path), note) for path, note in found.notes]
     for factor, number in sorted(work.shrunk.items()):
         if factor > 1:
-            which = f"{number} of {work.shrunk.total()} photos hold no detail beyond 1/{KNOWN * factor} of their size"
-            notes.append((inputs, f"{which}, and are worked on at 1/{factor}"))
+            which, detail = f"{number} of {work.shrunk.total()} photos", f"1/{KNOWN_ENLARGEMENT * factor} of their size"
+            notes.append((inputs, f"{which} hold no detail beyond {detail}, and are worked on at 1/{factor}"))
     return Gathered(
         photos=len(found.photos),
         faces=sum(work.faces.values()),

@@ -16,7 +16,7 @@ FACTORS = (4, 3, 2)
 UNSEEN = 1.5 / 255
 """Root mean square of what a photo shows beyond the highest frequency of a smaller scale, in the part where it shows
 most, up to which nothing is seen to lack there: of clean photos that fill their pixels nearly all show more."""
-KNOWN = 4
+KNOWN_ENLARGEMENT = 4
 """Enlargement up to which restorers do best at the photo's own pixels: of faces enlarged 4 times, 0.8 to 0.9 dB better
 than at a quarter; of those enlarged 8 times, 0.1 to 0.9 dB worse than at half (RESULTS)."""
 DROP = 0.03
@@ -35,14 +35,14 @@ SMALLEST = 128
 def shrink_factor(image: Tensor) -> int:
     """How many times smaller than `[1, 3, H, W]` to work on an image: 1 for nearly all photos.
 
-    More than that where an image smaller by `KNOWN` times as much again holds all that this one shows.
+    More than that where an image smaller by `KNOWN_ENLARGEMENT` times as much again holds all that this one shows.
     """
     factors = [factor for factor in FACTORS if min(image.shape[-2:]) // factor >= SMALLEST]
     if not factors:
         return 1
     power, frequency = _spectrum(image)
     for factor in factors:
-        limit = 0.5 / (KNOWN * factor)
+        limit = 0.5 / (KNOWN_ENLARGEMENT * factor)
         beyond, below = frequency > limit, (frequency > 0.7 * limit) & (frequency <= limit)
         mean = power.mean(0)
         ends = float(mean[beyond].mean()) < DROP * float(mean[below].mean())

@@ -310,7 +310,7 @@ class Judge(_Section):
     """How much the low bands of restored photo and photo may move apart."""
     gain: Annotated[float, Field(ge=0)] = 0.3
     """Smallest gain on photographed windows, in dB: the learned camera errs, and less is not told from its errors."""
-    cleanness_loss: Annotated[float, Field(ge=0)] = 0.2
+    cleanness_loss: Annotated[float, Field(ge=0)] = 0.05
     """How far restored photos may move away from clean faces, in standard deviations among these."""
     harm: Share = 0.4
     """Largest share of held-out photos that may get worse."""

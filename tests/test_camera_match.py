@@ -1,8 +1,11 @@
 """The camera found by looking: settings whose photos look like the photos."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from adapt import camera_stage
 from adapt.camera_match import PipelineCamera, Search, match_camera, unlikeness, with_contrast_of
 from adapt.photo_statistics import (
     COARSE,
@@ -18,7 +21,7 @@ from restorers.photo_pipeline import RANGES, PhotoPipeline, table_of
 from tests.tiny import blobs
 
 NOTHING = {name: span.absent for name, span in RANGES.items()}
-SMALL = Search(settings=80, generations=3)
+SMALL = Search(settings=160, generations=3)
 
 
 def textured(count: int, seed: int) -> torch.Tensor:
@@ -44,8 +47,8 @@ def test_found_photos_are_nearer_than_clean_ones(steps):
     assert tried[-1] == SMALL.total
     truth = transfer_and_noise(textured(24, 1), photos).mean(0)
     found, nothing = (transfer_and_noise(bank, images).mean(0) for images in (seen, bank))
-    bands, left = len(COARSE) - 1, len(COARSE) - 1 + 6 * (len(DIRECTED) - 1)  # transfer first, then what it leaves
-    told = slice(0, bands) if "blur" in steps else slice(left, left + bands)  # without noise its logarithm is a floor
+    bands, left = len(COARSE) - 1, len(COARSE) - 1 + 6 * (len(DIRECTED) - 1)
+    told = [*range(bands), *range(left, left + bands)]  # transfer by frequency, and what it leaves
     assert (found - truth)[told].abs().mean() < 0.5 * (nothing - truth)[told].abs().mean()
 
 
@@ -95,3 +98,28 @@ def test_statistics_tell_blocks_and_noise_and_are_finite_for_flat_windows():
     assert float((blocks - before).abs().max()) > 0.5 and float((grain - before).abs().max()) > 0.5
     assert torch.isfinite(photo_statistics(torch.full((2, 3, 64, 64), 0.5))).all()
     assert unlikeness(clean, clean) == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "known", "unlike", "taken"),
+    [
+        ("auto", False, (0.6, 1.0), "pipeline"),
+        ("auto", False, (0.6, 0.5), "pairs"),
+        ("auto", False, (1.3, 1.5), "pairs"),  # nearer than pairs, but not near
+        ("auto", True, (), "pairs"),
+        ("pairs", False, (), "pairs"),
+        ("pipeline", True, (), "pipeline"),
+    ],
+)
+def test_auto_takes_the_form_whose_photos_look_like_the_photos(monkeypatch, form, known, unlike, taken):
+    cameras = {"pairs": LearnedCamera(32), "pipeline": PipelineCamera(32, 1)}
+    cameras["pipeline"].table.copy_(table_of([PhotoPipeline(**NOTHING)]))
+    found, said = iter(unlike), []
+    monkeypatch.setattr(camera_stage, "_fit_on_pairs", lambda *_: cameras["pairs"])
+    monkeypatch.setattr(camera_stage, "_look_for", lambda *_: cameras["pipeline"])
+    monkeypatch.setattr(camera_stage, "unlikeness", lambda photos, seen: next(found))
+    recipe = SimpleNamespace(camera=SimpleNamespace(form=form), seed=0)
+    job = SimpleNamespace(recipe=recipe, device=torch.device("cpu"), narrator=SimpleNamespace(say=said.append))
+    images = (textured(4, 1)[..., :32, :32],) * 3
+    assert camera_stage._learned(job, 1, list("aabb"), images, None, known) is cameras[taken]
+    assert bool(said) == bool(unlike) and all(taken in line.split(";")[0] for line in said)

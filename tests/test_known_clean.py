@@ -7,8 +7,9 @@ from typing import cast
 
 import torch
 
+from adapt.camera_stage import shows_faces
 from adapt.clean_bank import looks_clean
-from adapt.gathered import WindowRecord, small_file
+from adapt.gathered import Gathered, WindowRecord, small_file
 from adapt.photos import write_photo
 from adapt.round_job import Job, prior_knows
 from adapt.stages import known_clean
@@ -30,6 +31,7 @@ class Window:
     side: int = 100
     held_out: bool = False
     face: bool = True
+    sha256: str = ""
 
 
 def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> None:
@@ -39,7 +41,7 @@ def put(folder: Path, name: str, draw: torch.Tensor, accepted: bool = True) -> N
 
 def job_of(root: Path, gray: str) -> tuple[Job, list[WindowRecord]]:
     windows = [cast(WindowRecord, Window(name, name != gray)) for name in "abcd"]
-    gathered = SimpleNamespace(small=(), small_held=(), teaching=lambda: windows, faces=4, photos=4)
+    gathered = SimpleNamespace(small=(), small_held=(), teaching=lambda: windows, windows=windows)
     sizes = SimpleNamespace(size=32, crops="no")
     recipe = SimpleNamespace(windows=sizes, camera=SimpleNamespace(bank_from="auto"), seed=0)
     nets = {"base": SimpleNamespace(module=torch.nn.Identity()), "prior": "mini"}
@@ -79,7 +81,7 @@ def job_of_large_photos(root: Path) -> Job:
     for number in range(6):
         write_photo(small_file(root, number, True), blobs(1, 64, number))
     windows = [cast(WindowRecord, Window(str(number), True, 300, True)) for number in range(4)]
-    facts = {"small": (), "small_held": (300,) * 6, "judging": lambda: windows, "faces": 4, "photos": 4}
+    facts = {"small": (), "small_held": (300,) * 6, "judging": lambda: windows, "windows": windows}
     return cast(Job, SimpleNamespace(**{**vars(job), "gathered": SimpleNamespace(**facts)}))
 
 
@@ -130,3 +132,15 @@ def test_the_embedded_prior_knows_whole_faces_and_published_ones_any_photo() -> 
     assert prior_knows(job("mini"), 3 * small + 2 * large)
     assert not prior_knows(job("mini"), 2 * small + 2 * large) and not prior_knows(job("weights/"), ground)
     assert prior_knows(job("diffbir-v2.1"), ground) and prior_knows(job("mini", "yes"), large)
+
+
+def test_a_few_groups_of_many_people_are_no_folder_of_faces() -> None:
+    def windows(sha256: str, face: bool, count: int) -> list[WindowRecord]:
+        return [cast(WindowRecord, Window(sha256, True, face=face, sha256=sha256))] * count
+
+    def folder(*found: list[WindowRecord]) -> Gathered:
+        return cast(Gathered, SimpleNamespace(windows=tuple(window for part in found for window in part)))
+
+    crowd, land, sea = windows("a", True, 9), windows("b", False, 2), windows("c", False, 2)
+    assert not shows_faces(folder(crowd, land, sea))
+    assert shows_faces(folder(crowd, land)) and not shows_faces(folder(land, sea))

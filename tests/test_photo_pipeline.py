@@ -1,5 +1,7 @@
 """The steps of a camera: each does its part, nothing else changes, and the same seed gives the same photo."""
 
+import math
+
 import pytest
 import torch
 
@@ -90,3 +92,22 @@ def test_blur_and_zoom_lose_detail_and_sharpening_adds_contrast():
     soft = 0.4 + 0.2 * image
     sharp = pipeline(sharpening=1.0, radius=1.0)(soft, generator())
     assert float(sharp.std()) > 1.3 * float(soft.std())
+
+
+def test_motion_blurs_along_its_line_alone():
+    image = torch.rand(1, 3, 64, 64, generator=generator())
+    across = float(image.diff(dim=-1).abs().mean())
+    moved = pipeline(motion=7.0, angle=0.0)(image, generator())
+    assert float(moved.diff(dim=-1).abs().mean()) < 0.3 * across
+    turned = pipeline(motion=7.0, angle=math.pi / 2)(image, generator())
+    torch.testing.assert_close(turned, pipeline(motion=7.0)(image.mT, generator()).mT, atol=1e-5, rtol=0)
+    bars = image[..., :1, :].expand_as(image)  # alike in all rows
+    torch.testing.assert_close(pipeline(motion=7.0, angle=math.pi / 2)(bars, generator()), bars, atol=1e-5, rtol=0)
+
+
+def test_noise_that_arises_in_light_is_strong_in_the_dark():
+    dark, bright = (torch.full((2, 3, 64, 64), value) for value in (0.2, 0.8))
+    deviations = [float(pipeline(noise=0.01, gamma=2.2)(image, generator()).std()) for image in (dark, bright)]
+    assert deviations[0] > 2 * deviations[1]
+    even = [float(pipeline(noise=0.01)(image, generator()).std()) for image in (dark, bright)]
+    assert even[0] == pytest.approx(even[1], rel=0.05)
