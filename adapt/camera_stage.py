@@ -177,13 +177,13 @@ def clean_bank(job: Job, sources: Tensor, tone: ToneChange | None) -> Tensor:
         plan = (bank_start(job.prior, settings.bank_start), settings.bank_calls)
         drawn = make_bank(lacking + apart, sources, plan, place, factory(job), job.mapper, seed, advance)
     if apart:
-        write_tensors(job.workspace.root / "apart.safetensors", {"windows": drawn[lacking:].half()})
+        write_tensors(place / "apart.safetensors", {"windows": drawn[lacking:].half()})
     return torch.cat([own, drawn[:lacking]])
 
 
 def drawn_apart(job: Job, held_out: bool) -> Tensor:
     """Drawn windows `[M, 3, S, S]` that do not teach, to judge or to blend; none where none were drawn."""
-    path = job.workspace.root / "apart.safetensors"
+    path = job.workspace.root / "bank" / "apart.safetensors"
     if not path.is_file():
         return torch.empty(0, 3, job.recipe.windows.size, job.recipe.windows.size)
     blending, judging = read_tensors(path)[0]["windows"].float().tensor_split(2)

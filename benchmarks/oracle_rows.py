@@ -135,7 +135,8 @@ def adapt(options: JobOptions) -> Run:
 def bank_of(ground: Ground, run: Run) -> Tensor:
     """The clean windows that a run has made; one that ended before it made any gets drawn ones here."""
     settings, generation = ground.recipe.camera, ground.recipe.generation
-    files = sorted(path for path in (run.folder / "bank").glob("*.safetensors") if path.stem != "judging")
+    files = sorted((run.folder / "bank").glob("*.safetensors"))
+    files = [path for path in files if path.stem not in ("apart", "judging")]
     if files:
         made = {path.stem: torch.cat([t.float() for t in read_tensors(path)[0].values()]) for path in files}
         own = made.pop("photos", None)

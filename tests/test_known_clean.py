@@ -100,7 +100,7 @@ def test_photos_that_were_brought_down_take_the_place_of_targets(tmp_path: Path)
 def test_windows_that_are_not_clean_make_room_for_drawn_ones_that_did_not_teach(tmp_path: Path) -> None:
     job = job_of_large_photos(tmp_path)
     drawn = blobs(40, 32, seed=5)
-    write_tensors(tmp_path / "apart.safetensors", {"windows": drawn.half()})
+    write_tensors(tmp_path / "bank" / "apart.safetensors", {"windows": drawn.half()})
     known = known_clean(job, LearnedCamera(32), 1, held_out=True)
     assert len(known.images) == 96 + 20 and set(known.groups) == {"below 384 px", ""}
     torch.testing.assert_close(known.images[96:], drawn[20:], atol=1e-3, rtol=0)
