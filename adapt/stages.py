@@ -23,12 +23,13 @@ from adapt.generate import start_of
 from adapt.judge import judge, photographed_scores, scores_of, served_photos, size_class
 from adapt.records import read_camera, state_sha256
 from adapt.results import Judgement
-from adapt.round_job import FOLDERS, Job, factory
+from adapt.round_job import FOLDERS, Job, factory, prior_knows
 from adapt.seeds import generator_of, seed_of
 from adapt.targets import TargetSet, make_targets, read_target, target_file
 from adapt.training import make_accelerator
 from pseudo_targets.camera import TonedCamera
 from pseudo_targets.quality import fit_cleanness
+from recipes.schema import Judge
 from restorers.parts import merged, pupil_of
 from restorers.published import PublishedRestorer
 from restorers.runtime import runtime_of
@@ -154,4 +155,10 @@ def judge_round(job: Job, module: nn.Module, number: int, lessons: Lessons) -> J
             groups = known.groups
             for scores, serve in zip((before, after), served, strict=True):
                 scores |= photographed_scores(serve, seen, known.images)
-    return judge(before, after, job.recipe.judge, seed_of("judge", job.recipe.seed, number), groups)
+    return judge(before, after, limits_of(job), seed_of("judge", job.recipe.seed, number), groups)
+
+
+def limits_of(job: Job) -> Judge:
+    """The judge's limits, without one of the gain where the prior knows the windows and the camera errs little."""
+    known = prior_knows(job, job.gathered.windows)
+    return job.recipe.judge.model_copy(update={"gain": 0.0}) if known else job.recipe.judge

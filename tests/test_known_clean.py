@@ -12,11 +12,12 @@ from adapt.clean_bank import looks_clean
 from adapt.gathered import Gathered, WindowRecord, small_file
 from adapt.photos import write_photo
 from adapt.round_job import Job, prior_knows
-from adapt.stages import known_clean
+from adapt.stages import known_clean, limits_of
 from adapt.targets import _write_target
 from adapt.workspace import Workspace, read_tensors, write_tensors
 from pseudo_targets.camera import LearnedCamera
 from pseudo_targets.gating import PseudoTarget
+from recipes.schema import Judge
 from tests.tiny import blobs
 
 COLORFUL = blobs(1, 32, seed=9)[0]
@@ -132,6 +133,16 @@ def test_the_embedded_prior_knows_whole_faces_and_published_ones_any_photo() -> 
     assert prior_knows(job("mini"), 3 * small + 2 * large)
     assert not prior_knows(job("mini"), 2 * small + 2 * large) and not prior_knows(job("weights/"), ground)
     assert prior_knows(job("diffbir-v2.1"), ground) and prior_knows(job("mini", "yes"), large)
+
+
+def test_a_small_gain_is_refused_only_where_the_prior_does_not_know_the_windows() -> None:
+    def job(side: int) -> Job:
+        windows = (SimpleNamespace(face=True, side=side),)
+        recipe = SimpleNamespace(windows=SimpleNamespace(crops="no"), judge=Judge(harm=0.2))
+        return cast(Job, SimpleNamespace(prior="mini", recipe=recipe, gathered=SimpleNamespace(windows=windows)))
+
+    assert limits_of(job(512)) == Judge(harm=0.2) and limits_of(job(512)).gain == 0.3
+    assert limits_of(job(128)) == Judge(harm=0.2, gain=0)
 
 
 def test_a_few_groups_of_many_people_are_no_folder_of_faces() -> None:
