@@ -309,8 +309,8 @@ class Judge(_Section):
     low_band_loss: Annotated[float, Field(ge=0)] = 0.004
     """How much the low bands of restored photo and photo may move apart."""
     gain: Annotated[float, Field(ge=0)] = 0.3
-    """Smallest gain on photographed windows, in dB, where the prior does not know the photos' windows: the camera learned
-    there errs, and less is not told from its errors."""
+    """Smallest gain on photographed windows, in dB, where the prior does not know the photos' windows: the camera
+    learned there errs, and less is not told from its errors."""
     cleanness_loss: Annotated[float, Field(ge=0)] = 0.05
     """How far restored photos may move away from clean faces, in standard deviations among these."""
     harm: Share = 0.4
