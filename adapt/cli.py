@@ -232,11 +232,27 @@ def pretrain_command(given: list[str]) -> int:
     parser = _parser("adapt pretrain", "Trains the networks of the embedded family on windows of clean photos.", epilog)
     parser.add_argument("network", choices=("all", *NETWORKS))
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="DIR",
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
         help="thousands of clean photos, --size or more on both sides; several folders count alike",
     )
     parser.add_argument(
-        "--validation", type=Path, nargs="+", default=[], metavar="DIR",
+        "--aligned",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="more of them, of aligned faces: the prior learns where on a face a window lies",
+    )
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
         help="held-out clean photos (default: 1 in 32 of --data)",
     )
     parser.add_argument(
@@ -251,6 +267,13 @@ def pretrain_command(given: list[str]) -> int:
     parser.add_argument(
         "--learning-rate", type=float, help="peak learning rate (default: what the embedded weights had)"
     )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N windows in advance, for a GPU (default: as they are needed)",
+    )
     parser.add_argument("--start-from", type=Path, metavar="FILE", help="weights to go on from (default: none)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
@@ -258,10 +281,12 @@ def pretrain_command(given: list[str]) -> int:
     options = parser.parse_args(given)
     if options.network == "all" and options.start_from is not None:
         parser.error("--start-from is the weights of one network: name it in place of `all`")
+    if not options.data and not options.aligned:
+        parser.error("the following arguments are required: --data or --aligned")
     from adapt.pretrain import PretrainOptions, pretrain
 
     for network in NETWORKS if options.network == "all" else (options.network,):
-        folders = {"data": tuple(options.data), "validation": tuple(options.validation)}
+        folders = {name: tuple(getattr(options, name)) for name in ("data", "aligned", "validation")}
         pretrain(PretrainOptions(**{**vars(options), **folders, "network": network}), print)
     return 0
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,75 +36,6 @@ class ImageBank:
         index = torch.randint(len(self.images), (count,), generator=generator)
         batch = self.images[index].float()
         return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
-
-
-class PhotoBank:
-    """Clean photos of any sizes in memory, of which networks see windows.
-
-    Args:
-        groups: photos `[3, H, W]`, uint8; each group is drawn from equally often, however many photos it has.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        self.groups = [list(group) for group in groups if group]
-
-    def __len__(self) -> int:
-        return sum(len(group) for group in self.groups)
-
-    def photos(self) -> list[Tensor]:
-        """All photos, group by group."""
-        return [photo for group in self.groups for photo in group]
-
-    def draw_windows(self, count: int, side: int, generator: Generator, flip: bool = True) -> Tensor:
-        """`count` random windows `[count, 3, side, side]` in `[0, 1]`.
-
-        Half of them at the photos' own pixels, the others of larger squares brought down to `side`, up to the largest
-        that the photo holds; half of them mirrored.
-        """
-        batch = torch.stack([self._window(side, generator) for _ in range(count)])
-        return torch.where(_half(count, generator, flip), batch.flip(-1), batch)
-
-    def _window(self, side: int, generator: Generator) -> Tensor:
-        group = self.groups[int(torch.randint(len(self.groups), (1,), generator=generator))]
-        return window_of(group[int(torch.randint(len(group), (1,), generator=generator))], side, generator)
-
-
-def window_of(photo: Tensor, side: int, generator: Generator) -> Tensor:
-    """A random window `[3, side, side]` in `[0, 1]` of a uint8 photo `[3, H, W]`; see `PhotoBank.draw_windows`."""
-    height, width = photo.shape[-2:]
-    native, share = torch.rand(2, generator=generator).tolist()
-    largest = min(height, width)
-    span = side if native < 0.5 else round(side * (largest / side) ** share)  # sizes are equally likely on a log scale
-    top = int(torch.randint(height - span + 1, (1,), generator=generator))
-    left = int(torch.randint(width - span + 1, (1,), generator=generator))
-    window = photo[None, :, top : top + span, left : left + span].float() / 255
-    return resize(window, (side, side), 2).clamp(0, 1)[0]
-
-
-def load_photos(folders: Sequence[Path], side: int, most: int | None = None) -> PhotoBank:
-    """Reads every photo of folder trees, each a group, at its own pixels; those smaller than `side` are left out.
-
-    Args:
-        most: photos whose shorter side is longer than this are brought down to it, to save memory.
-
-    Raises:
-        AdaptError: a folder holds no photo that is large enough.
-    """
-    return PhotoBank([_photos_of(folder, side, most) for folder in folders])
-
-
-def _photos_of(folder: Path, side: int, most: int | None) -> list[Tensor]:
-    photos = []
-    for photo in find_photos(folder).photos:
-        if min(photo.width, photo.height) < side:
-            continue
-        image = read_photo(photo.path)
-        shrink = min(1.0, (most or math.inf) / min(photo.width, photo.height))
-        size = (round(photo.height * shrink), round(photo.width * shrink))
-        photos.append((resize(image, size, 2).clamp(0, 1)[0] * 255).round().to(torch.uint8))
-    if not photos:
-        raise AdaptError(f"{printable(folder)}: no photo of {side} px or more on both sides; give larger clean photos")
-    return photos
 
 
 @dataclass(frozen=True)
@@ -181,7 +111,7 @@ def _half(count: int, generator: Generator, flip: bool) -> Tensor:
 
 def some_gray(images: Tensor, generator: Generator, share: float = 0.08) -> Tensor:
     """Takes the colour from a random share of `[B, 3, H, W]`: gray photos must be restored to gray ones."""
-    return colored_where(torch.rand(len(images), generator=generator) >= share, images)
+    return colored_where(torch.rand(len(images), generator=generator, device=generator.device) >= share, images)
 
 
 def colored_where(color: Tensor, images: Tensor) -> Tensor:

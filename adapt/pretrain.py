@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapt.dataset import PhotoBank, load_photos, square_photos, window_of
+from adapt.dataset import square_photos
 from adapt.errors import AdaptError, UsageError
 from adapt.evaluate import psnr
+from adapt.photo_bank import PhotoBank, Windows, draw_pool, load_photos, window_of
 from adapt.photos import read_photo, write_photo
 from adapt.pretrain_card import card
 from adapt.pretrain_jobs import Pretraining, control_job, prior_job, removal_job, restorer_job
@@ -27,6 +28,7 @@ from adapt.workspace import write_json, write_tensors, write_text
 from pseudo_targets.downloads import WeightsError
 from pseudo_targets.embedded import load_codec, load_removal, load_unet
 from pseudo_targets.latents import fit_patch_latents
+from pseudo_targets.places import NOWHERE
 from pseudo_targets.quality import RANGE, fit_quality, graded_images
 from pseudo_targets.tone import tone_of, tone_statistics
 from restorers.compact import load_compact
@@ -62,6 +64,8 @@ class PretrainOptions:
     device: str
     note: str = ""
     start_from: Path | None = None
+    aligned: tuple[Path, ...] = ()
+    pool: int = 0
 
 
 def pretrain(options: PretrainOptions, say: Say) -> None:
@@ -73,7 +77,7 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
     """
     device = choose_device(options.device)
     _refuse_senseless(options)
-    bank, validation = _images(options)
+    bank, validation, places = _images(options)
     say(f"{sizes_of(bank)} to train on, {len(validation)} to validate, in windows of {options.size} px")
     if options.network == "latents":
         _fit_latents(bank, validation, options.output, say)
@@ -85,7 +89,11 @@ def pretrain(options: PretrainOptions, say: Say) -> None:
         if options.network == "tone":
             _fit_tone(options, say)
             return
-        job = _job(options, bank, validation, device)
+        source: Windows = bank
+        if options.pool:
+            source = draw_pool(bank, options.pool, options.size, options.seed, device)
+            say(f"drew {len(source.windows)} of them in advance")
+        job = _job(options, source, validation, places, device)
     except (WeightsError, FileNotFoundError) as error:
         raise AdaptError(
             f"adapt pretrain {options.network} builds on networks that --output must hold first (see "
@@ -130,10 +138,14 @@ class Origin:
 
 def again(options: PretrainOptions, plan: TrainingPlan) -> str:
     """The command that repeats a training."""
-    parts = [f"adapt pretrain {options.network} --data DIR --size {options.size} --steps {plan.steps}"]
+    given = {"--data": options.data, "--aligned": options.aligned}
+    data = " ".join(" ".join((name, *["DIR"] * len(folders))) for name, folders in given.items() if folders)
+    parts = [f"adapt pretrain {options.network} {data} --size {options.size} --steps {plan.steps}"]
     if options.data_size is not None:
         parts.append(f"--data-size {options.data_size}")
     parts.append(f"--batch {options.batch} --learning-rate {plan.learning_rate:g} --seed {plan.seed}")
+    if options.pool:
+        parts.append(f"--pool {options.pool}")
     if options.start_from is not None:
         digest = sha256_of(options.start_from)[:12]
         parts.append(f"--start-from {options.start_from.name} (sha256 {digest})")
@@ -155,22 +167,28 @@ def start_from(job: Pretraining, path: Path) -> None:
         raise AdaptError(f"--start-from {path}: expected weights of this network and size, got: {reason}") from error
 
 
-def _images(options: PretrainOptions) -> tuple[PhotoBank, Tensor]:
-    """What to train on, and validation windows, one of each photo."""
-    bank = load_photos(options.data, options.size, options.data_size)
+def _images(options: PretrainOptions) -> tuple[PhotoBank, Tensor, Tensor]:
+    """What to train on, and validation windows, one of each photo, with their places."""
+    bank = load_photos(options.data, options.size, options.data_size, options.aligned)
     if options.validation:
-        return bank, _windows(load_photos(options.validation, options.size).photos(), options.size)
+        return bank, *_windows(load_photos(options.validation, options.size), options.size)
     if len(bank) < 2:
-        raise AdaptError(f"--data {options.data[0]}: 1 image, expected 2 or more, as one of 32 validates; add images")
-    held_out = [photo for group in bank.groups for photo in group[::32]]
+        folder = (*options.data, *options.aligned)[0]
+        raise AdaptError(f"--data {folder}: 1 image, expected 2 or more, as one of 32 validates; add images")
+    held_out = PhotoBank([group[::32] for group in bank.groups], bank.aligned)
     rest = [[photo for index, photo in enumerate(group) if index % 32] for group in bank.groups]
-    return PhotoBank(rest), _windows(held_out, options.size)
+    return PhotoBank(rest, bank.aligned), *_windows(held_out, options.size)
 
 
-def _windows(photos: Sequence[Tensor], side: int) -> Tensor:
-    """A window `[3, side, side]` of each photo, the same in every run."""
-    drawn = (window_of(photo, side, generator_of("validation window", n)) for n, photo in enumerate(photos))
-    return torch.stack(tuple(drawn))
+def _windows(bank: PhotoBank, side: int) -> tuple[Tensor, Tensor]:
+    """A window `[3, side, side]` of each photo, the same in every run, and their places `[N, 3]`."""
+    photos = [(photo, faces) for group, faces in zip(bank.groups, bank.aligned, strict=True) for photo in group]
+    windows, places = [], []
+    for number, (photo, faces) in enumerate(photos):
+        window, place = window_of(photo, side, generator_of("validation window", number))
+        windows.append(window)
+        places.append(place if faces else NOWHERE)
+    return torch.stack(windows), torch.tensor(places)
 
 
 def sizes_of(bank: PhotoBank) -> str:
@@ -227,7 +245,7 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
         "plan": asdict(job.plan),
         "precision": accelerator.mixed_precision,
         "parameters": sum(tensor.numel() for tensor in half.values()),
-        "hardware": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": hardware_of(device),
         **asdict(origin),
         "scores": validation.scores,
         "losses": list(done.losses),
@@ -236,6 +254,12 @@ def run_pretraining(job: Pretraining, output: Path, device: torch.device, origin
     write_text(output / f"{job.name}.md", card(job.name, record))
     _list_digests(output)
     say(f"{job.name} validation {json.dumps(record['scores'])}")
+
+
+def hardware_of(device: torch.device) -> str:
+    """What a network was trained on, in words."""
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, {where}"
 
 
 def _is_done(output: Path, name: str, origin: Origin) -> bool:
@@ -248,7 +272,9 @@ def _is_done(output: Path, name: str, origin: Origin) -> bool:
     return {key: written.get(key) for key in asdict(origin)} == asdict(origin) and sha256_of(weights) == known
 
 
-def _job(options: PretrainOptions, bank: PhotoBank, validation: Tensor, device: torch.device) -> Pretraining:
+def _job(
+    options: PretrainOptions, bank: Windows, validation: Tensor, places: Tensor, device: torch.device
+) -> Pretraining:
     default = DEFAULTS[options.network]
     plan = TrainingPlan(
         steps=options.steps or default.steps,
@@ -262,10 +288,11 @@ def _job(options: PretrainOptions, bank: PhotoBank, validation: Tensor, device: 
     if options.network == "removal":
         return removal_job(bank, validation, codec, plan, options.batch, device)
     if options.network == "prior":
-        return prior_job(bank, validation, codec, plan, options.batch, device)
+        return prior_job(bank, validation, places, codec, plan, options.batch, device)
     restorer = load_compact(options.output / "compact.safetensors")
     cleaners = (load_removal(options.output), restorer, restorer, restorer)  # mostly what refining will start from
-    return control_job(bank, validation, codec, load_unet(options.output), cleaners, plan, options.batch, device)
+    unet = load_unet(options.output)
+    return control_job(bank, validation, places, codec, unet, cleaners, plan, options.batch, device)
 
 
 def _fitted(bank: PhotoBank) -> int:
@@ -301,7 +328,7 @@ def _fit_quality(bank: PhotoBank, validation: Tensor, output: Path, say: Say) ->
 
 def _fit_tone(options: PretrainOptions, say: Say) -> None:
     # Images of one folder whose names are alike up to the last underscore are a set.
-    photos = [photo for folder in options.data for photo in square_photos(folder)]
+    photos = [photo for folder in (*options.data, *options.aligned) for photo in square_photos(folder)]
     names = [(photo.path.parent, photo.path.stem.rpartition("_")[0]) for photo in photos]
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
     tones = torch.cat([tone_of(resize(read_photo(p.path), (options.size,) * 2, 2).clamp(0, 1)) for p in photos])

@@ -11,15 +11,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from adapt.dataset import PhotoBank, some_gray
+from adapt.dataset import some_gray
 from adapt.evaluate import psnr, ssim
-from adapt.seeds import generator_of
+from adapt.photo_bank import Windows
+from adapt.seeds import generator_of, generator_on
 from adapt.training import ComputeLosses, Evaluate, TrainingPlan
 from pseudo_targets.consistency import LowPassReplacement
 from pseudo_targets.embedded import mini_schedule
 from pseudo_targets.filters import BlockMean
 from pseudo_targets.ir_controlnet import ENCODER, Steered
 from pseudo_targets.latents import PatchLatents
+from pseudo_targets.places import WHOLE, place_context
 from pseudo_targets.pretrain import (
     clean_condition,
     control_losses,
@@ -35,8 +37,16 @@ from restorers.degradations import GenericDegradation
 from restorers.pretrain import restoration_losses
 
 SHOWN = 8  # validation images on a sheet
+UNTOLD = 0.1
+"""Share of windows of faces whose place the prior is not told, so that it also knows what to do without."""
+PARTS = [(0.5, x, y) for y in (0.35, 0.65) for x in (0.35, 0.65)] + [
+    (0.25, x, y) for y in (0.45, 0.6) for x in (0.4, 0.6)
+]
+"""Places of which the prior's sheet shows draws beside whole faces."""
 CLEAN = 0.3
 """Share of clean photos that the restorer sees: under L1 it leaves alone what is more likely clean than degraded."""
+CHUNK = 32
+"""Images that share steps of the degradation on a GPU, where many small ones would take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,14 @@ class Pretraining:
     late_losses: ComputeLosses | None = None
 
 
+def degradation_for(
+    device: torch.device, clean_probability: float = GenericDegradation.clean_probability
+) -> GenericDegradation:
+    """The generic degradation in chunks that suit the device."""
+    chunk = CHUNK if device.type == "cuda" else GenericDegradation.chunk
+    return GenericDegradation(clean_probability=clean_probability, chunk=chunk)
+
+
 def fixed_pairs(clean: Tensor) -> Tensor:
     """Degrades validation images with a seed of their own, the same in every run; hardly any stays clean."""
     degrade = GenericDegradation(clean_probability=0)
@@ -77,15 +95,16 @@ def fixed_pairs(clean: Tensor) -> Tensor:
 
 
 def restorer_job(
-    bank: PhotoBank, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
+    bank: Windows, validation: Tensor, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """The compact restorer on generic degradations of windows."""
-    degrade, side = GenericDegradation(clean_probability=CLEAN), validation.shape[-1]
+    degrade, side = degradation_for(device, CLEAN), validation.shape[-1]
     torch.manual_seed(plan.seed)
     watched = validation.to(device)
     watched_lq = fixed_pairs(validation).to(device)
 
     def losses(module: nn.Module, generator: Generator) -> dict[str, Tensor]:
+        generator = generator_on(device, generator)
         clean = some_gray(bank.draw_windows(batch, side, generator), generator)
         clean = clean.to(device, memory_format=torch.channels_last)
         return restoration_losses(module, clean, degrade, generator)
@@ -101,16 +120,17 @@ def restorer_job(
 
 
 def removal_job(
-    bank: PhotoBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
+    bank: Windows, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
 ) -> Pretraining:
     """Degradation removal in latent space, on the same degradations."""
-    degrade, codec, side = GenericDegradation(), codec.to(device), validation.shape[-1]
+    degrade, codec, side = degradation_for(device), codec.to(device), validation.shape[-1]
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     module = DegradationRemoval(codec, size)
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         removal = cast(DegradationRemoval, net)  # a copy of `module`
+        generator = generator_on(device, generator)
         clean = some_gray(bank.draw_windows(batch, side, generator), generator).to(device)
         return removal_losses(removal, clean, degrade, codec, generator)
 
@@ -119,40 +139,52 @@ def removal_job(
 
 
 def prior_job(
-    bank: PhotoBank, validation: Tensor, codec: PatchLatents, plan: TrainingPlan, batch: int, device: torch.device
+    bank: Windows,
+    validation: Tensor,
+    places: Tensor,
+    codec: PatchLatents,
+    plan: TrainingPlan,
+    batch: int,
+    device: torch.device,
 ) -> Pretraining:
-    """The unconditional latent denoiser.
+    """The latent denoiser, which is told nothing but the place of its window, and of some not even that.
 
     Its overall tone counts in the second half of the steps only: from the first one on, detail would be learned several
     times more slowly.
     """
     schedule, side = mini_schedule(), validation.shape[-1]
     variance = latent_variance(bank, codec, side)
-    codec, context = codec.to(device), mini_context().to(device)
+    codec, variance = codec.to(device), variance.to(device)
     size = validation.shape[-1] // codec.patch
     torch.manual_seed(plan.seed)
     unet = build_mini_unet(codec.channels, size)
 
     def losses(module: nn.Module, generator: Generator, tone_weight: float) -> dict[str, Tensor]:
-        latent = codec.encode(bank.draw_windows(batch, side, generator).to(device))
-        return prior_losses(module, latent, schedule, context, variance.to(device), generator, tone_weight)
+        generator = generator_on(device, generator)
+        windows, context = placed_batch(bank, batch, side, generator, device)
+        return prior_losses(module, codec.encode(windows), schedule, context, variance, generator, tone_weight)
 
     def validate(module: nn.Module) -> Validation:
         latent, timesteps = codec.cpu().encode(validation), (25, 50, 100, 200, 400, 600, 800, 950)
-        scores = error_by_timestep(module, latent, schedule, mini_context(), variance, timesteps)
+        told = place_context(places)
+        scores = error_by_timestep(module, latent, schedule, told, variance.cpu(), timesteps)
         denoiser = cast(UNet2DConditionModel, module)
         prior = LatentPrior(codec, denoiser, None, schedule, validation.shape[-1], mini_context(), "mini", "", "")
         generators = [generator_of("draw", index) for index in range(SHOWN)]
-        return Validation(scores, sheet_of(draw(prior, Trajectory(len(schedule) - 1, 20), generators)))
+        shown = torch.tensor([WHOLE] * SHOWN), torch.tensor(PARTS)
+        path = Trajectory(len(schedule) - 1, 20)
+        sheet = sheet_of(*(draw(prior, path, generators, context=place_context(rows)) for rows in shown))
+        return Validation(scores, sheet)
 
-    metadata = {"size": str(size), "widths": "64,128,192"}
+    metadata = {"size": str(size), "widths": "64,128,192", "places": "yes"}
     early, late = partial(losses, tone_weight=0.0), partial(losses, tone_weight=1.0)
     return Pretraining("prior", unet, early, validate, plan, metadata, late_losses=late)
 
 
 def control_job(
-    bank: PhotoBank,
+    bank: Windows,
     validation: Tensor,
+    places: Tensor,
     codec: PatchLatents,
     unet: UNet2DConditionModel,
     cleaners: tuple[nn.Module, ...],
@@ -164,32 +196,35 @@ def control_job(
 
     The last of the cleaners is stage 1: its error is what fusion reckons with, and validation refines its output.
     """
-    schedule, degrade, side = mini_schedule(), GenericDegradation(), validation.shape[-1]
+    schedule, degrade, side = mini_schedule(), degradation_for(device), validation.shape[-1]
     watched, watched_lq = validation[::3].to(device), fixed_pairs(validation)[::3].to(device)
     for part in (codec, *cleaners):
         part.to(device).eval().requires_grad_(False)
     fusion = Fusion(reference_variance(bank, side, degrade, cleaners[-1], codec, device))
-    context, keep = mini_context().to(device), [LowPassReplacement(BlockMean(2), len(schedule) - 1, 0)]
+    keep = [LowPassReplacement(BlockMean(2), len(schedule) - 1, 0)]
 
     def losses(net: nn.Module, generator: Generator) -> dict[str, Tensor]:
         steered = cast(Steered, net)  # a copy of the module below
-        clean = some_gray(bank.draw_windows(batch, side, generator), generator).to(device)
+        generator = generator_on(device, generator)
+        windows, context = placed_batch(bank, batch, side, generator, device)
+        clean = some_gray(windows, generator)
         condition = clean_condition(clean, degrade, cleaners, codec, generator)
         latent = codec.encode(clean)
         return control_losses(steered, latent, condition, schedule, context, fusion, generator)
 
-    def expected(net: nn.Module, reference: Tensor) -> Tensor:
+    def expected(net: nn.Module, reference: Tensor, told: Tensor) -> Tensor:
         steered = cast(Steered, net)
         args = (codec, steered.unet, steered.control, schedule, side, mini_context(), "mini", "", "", fusion)
         prior = LatentPrior(*args).to(reference.device)
-        return torch.cat([conditional_mean(prior, part, 1.0, keep) for part in reference.split(16)])
+        parts = zip(reference.split(16), told.to(reference.device).split(16), strict=True)
+        return torch.cat([conditional_mean(prior, part, 1.0, keep, place_context(where)) for part, where in parts])
 
     @torch.no_grad()
     def cleaned(lq: Tensor) -> Tensor:
         return torch.cat([cleaners[-1](part).clamp(0, 1) for part in lq.split(16)])
 
     def evaluate(net: nn.Module) -> dict[str, float]:
-        image = expected(net, cleaned(watched_lq))
+        image = expected(net, cleaned(watched_lq), places[::3])
         return {"val_psnr": float(psnr(image, watched).mean()), "val_ssim": float(ssim(image, watched).mean())}
 
     def validate(net: nn.Module) -> Validation:
@@ -197,7 +232,7 @@ def control_job(
             part.cpu()
         lq = fixed_pairs(validation)
         images = {"lq": lq, "reference": cleaned(lq)}
-        images["refined"] = expected(net, images["reference"])
+        images["refined"] = expected(net, images["reference"], places)
         measures = {"psnr": psnr, "ssim": ssim}
         scores = {
             f"{measure}_{name}": float(score(image, validation).mean())
@@ -211,9 +246,19 @@ def control_job(
     return Pretraining("control", Steered(unet), losses, validate, plan, metadata, evaluate, shared)
 
 
+def placed_batch(
+    bank: Windows, count: int, side: int, generator: Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Windows `[count, 3, side, side]` and what says their places `[count, 1, 64]`, which some are not told."""
+    windows, places = bank.draw_placed(count, side, generator)
+    untold = torch.rand(count, 1, generator=generator, device=generator.device) < UNTOLD
+    places = torch.where(untold.to(places.device), torch.nan, places)
+    return windows.to(device), place_context(places.to(device))
+
+
 @torch.no_grad()
 def reference_variance(
-    bank: PhotoBank,
+    bank: Windows,
     side: int,
     degrade: GenericDegradation,
     cleaner: nn.Module,
@@ -228,9 +273,10 @@ def reference_variance(
     return (codec.encode(cleaned) - codec.encode(clean)).square().mean((0, 2, 3))
 
 
-def latent_variance(bank: PhotoBank, codec: PatchLatents, side: int) -> Tensor:
+def latent_variance(bank: Windows, codec: PatchLatents, side: int) -> Tensor:
     """Variance of each latent channel over windows of the training photos, `[C]`."""
-    return codec.encode(bank.draw_windows(512, side, generator_of("latent variance"))).var((0, 2, 3))
+    windows = bank.draw_windows(512, side, generator_of("latent variance"))
+    return codec.to(windows.device).encode(windows).var((0, 2, 3))
 
 
 def sheet_of(*rows: Tensor) -> Tensor:

@@ -16,3 +16,10 @@ def seed_of(*parts: str | int) -> int:
 def generator_of(*parts: str | int) -> torch.Generator:
     """A CPU generator seeded by `seed_of(*parts)`."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator where a network trains, seeded by `generator`, which it is itself on a CPU."""
+    if device.type != "cuda":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

@@ -71,6 +71,7 @@ def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
     """The prior with its IRControlNet, in eval mode and frozen."""
     codec, unet = load_codec(folder), load_unet(folder)
     tensors, metadata = read_weights(folder, "control")
+    places = read_weights(folder, "prior")[1].get("places") == "yes"
     steered = Steered(unet)
     encoder = tuple(f"unet.{name}." for name in ENCODER)
     shared = {name: tensor for name, tensor in steered.state_dict().items() if name.startswith(encoder)}
@@ -90,6 +91,7 @@ def load_mini(folder: Path = WEIGHTS) -> LatentPrior:
         weights_sha256=together,
         fusion=Fusion(variance),
         steered=steered.unet,
+        knows_places=places,
     ).eval()
 
 

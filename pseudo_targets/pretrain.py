@@ -41,7 +41,7 @@ def prior_losses(
     towards the mean all have the same skin. The conditional mean, which is what the network learns, is the same for any
     weight of at least 0.
     """
-    timestep = torch.randint(len(schedule), (len(latent),), generator=generator)
+    timestep = torch.randint(len(schedule), (len(latent),), generator=generator, device=generator.device)
     error = denoising_error(module, latent, timestep, schedule, context, variance, generator)
     return {"v": (error**2).mean(), "tone": tone_weight * tone_loss(error)}
 
@@ -66,11 +66,12 @@ def control_losses(
     Each channel is divided by what fusion leaves open. A third of the timesteps is drawn from the lower two fifths:
     above, x_t says next to nothing beside the reference, and the conditional mean is all there is to learn.
     """
-    count, steps = len(latent), len(schedule)
-    low = torch.rand(count, generator=generator) < 1 / 3
-    timestep = torch.randint(steps, (count,), generator=generator)
+    count, steps, place = len(latent), len(schedule), generator.device
+    low = torch.rand(count, generator=generator, device=place) < 1 / 3
+    timestep = torch.randint(steps, (count,), generator=generator, device=place)
     timestep = torch.where(low, timestep * 2 // 5, timestep)
-    x_t = schedule.q_sample(latent, timestep, torch.randn(latent.shape, generator=generator).to(latent))
+    noise = torch.randn(latent.shape, generator=generator, device=place).to(latent)
+    x_t = schedule.q_sample(latent, timestep, noise)
     x_t, timestep, left = fusion(x_t, timestep, condition, schedule)
     prompt = context.expand(count, -1, -1)
     output = denoiser_output(steered.unet, steered.control, x_t, timestep, prompt, Condition(condition))
@@ -92,7 +93,7 @@ def denoising_error(
     `variance` `[C]` is the variance of the latent's channels. Without the division the mean brightness, whose channel
     varies a thousand times more than fine detail, would take the whole loss at high noise.
     """
-    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    noise = torch.randn(latent.shape, generator=generator, device=generator.device).to(latent)
     abar = schedule.level(timestep).view(-1, 1, 1, 1).to(latent)
     weight = 1 / (abar + (1 - abar) * variance.clamp(min=1).view(1, -1, 1, 1))
     x_t = schedule.q_sample(latent, timestep, noise)
@@ -109,12 +110,14 @@ def clean_condition(
     Several cleaners make the control tolerate the restorer that adaptation changes round by round. A tenth of the
     images is cleaned halfway only, as photos of a camera are that the restorer does not know yet.
     """
-    choice = int(torch.randint(len(cleaners), (1,), generator=generator))
+    place = generator.device
+    choice = int(torch.randint(len(cleaners), (1,), generator=generator, device=place))
     with torch.autocast(clean.device.type, enabled=False):
         lq = degrade(clean, generator)
     cleaned = cleaners[choice](lq).float()
-    kept = 0.5 * torch.rand(len(clean), generator=generator)
-    kept = torch.where(torch.rand(len(clean), generator=generator) < 0.1, kept, 0).view(-1, 1, 1, 1).to(clean)
+    kept = 0.5 * torch.rand(len(clean), generator=generator, device=place)
+    halfway = torch.rand(len(clean), generator=generator, device=place) < 0.1
+    kept = torch.where(halfway, kept, 0).view(-1, 1, 1, 1).to(clean)
     return codec.encode((cleaned + kept * (lq - cleaned)).clamp(0, 1))
 
 

@@ -17,12 +17,12 @@ class Condition:
     """What steers the prior.
 
     Attributes:
-        latent: of the cleaned image, `[B, C, h, w]`.
+        latent: of the cleaned image, `[B, C, h, w]`; None where a context alone steers.
         strength: factor on the control's residuals.
-        context: embeddings of texts `[B, tokens, width]`; None is the prior's own, of the empty prompt.
+        context: embeddings of texts or places `[B, tokens, width]`; None is the prior's own, of the empty prompt.
     """
 
-    latent: Tensor
+    latent: Tensor | None
     strength: float = 1.0
     context: Tensor | None = None
 
@@ -114,6 +114,7 @@ class LatentPrior(nn.Module):
         context: `[1, tokens, width]`, the embedding of the empty prompt.
         fusion: combines sample and reference before the network sees them; the published priors do without.
         steered: the denoiser to call under a condition, where it differs from `unet`.
+        knows_places: whether its contexts are places of windows (`pseudo_targets.places`).
     """
 
     codec: Codec
@@ -133,11 +134,12 @@ class LatentPrior(nn.Module):
         weights_sha256: str,
         fusion: Fusion | None = None,
         steered: UNet2DConditionModel | None = None,
+        knows_places: bool = False,
     ) -> None:
         super().__init__()
         self.codec, self.unet, self.control, self.fusion, self.steered = codec, unet, control, fusion, steered
         self.schedule, self.resolution, self.name = schedule, resolution, name
-        self.licence, self.weights_sha256 = licence, weights_sha256
+        self.licence, self.weights_sha256, self.knows_places = licence, weights_sha256, knows_places
         self.register_buffer("context", context)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -152,9 +154,10 @@ class LatentPrior(nn.Module):
         """Estimates x0 from `x_t` `[B, C, h, w]` at `timestep` `[B]`; unconditional without a condition."""
         chosen = self.context if condition is None or condition.context is None else condition.context
         context = chosen.expand(len(x_t), -1, -1)
-        if condition is not None and self.fusion is not None:
-            x_t, timestep, _ = self.fusion(x_t, timestep, condition.latent, self.schedule)
-        unet = self.unet if condition is None or self.steered is None else self.steered
+        reference = None if condition is None else condition.latent
+        if reference is not None and self.fusion is not None:
+            x_t, timestep, _ = self.fusion(x_t, timestep, reference, self.schedule)
+        unet = self.unet if reference is None or self.steered is None else self.steered
         output = denoiser_output(unet, self.control, x_t, timestep, context, condition)
         return self.schedule.to_x0(output.float(), x_t, timestep)
 
@@ -175,7 +178,7 @@ def denoiser_output(
     timestep = timestep.to(x_t.device)
     dtype = next(unet.parameters(), x_t).dtype
     x_t, context = x_t.to(dtype), context.to(dtype)
-    if condition is None:
+    if condition is None or condition.latent is None:
         return unet(x_t, timestep, context).sample
     if control is None:
         raise ValueError(

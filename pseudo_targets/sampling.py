@@ -81,13 +81,22 @@ def conditional_mean(
 
 @torch.no_grad()
 def draw(
-    prior: Prior, trajectory: Trajectory, generators: Sequence[Generator], device: torch.device | None = None
+    prior: Prior,
+    trajectory: Trajectory,
+    generators: Sequence[Generator],
+    device: torch.device | None = None,
+    context: Tensor | None = None,
 ) -> Tensor:
-    """One image for each generator, `[B, 3, S, S]` in `[0, 1]`, from the unconditional prior on `device`."""
+    """One image for each generator, `[B, 3, S, S]` in `[0, 1]`, from the prior without a control, on `device`.
+
+    Args:
+        context: embeddings of texts or places `[B, tokens, width]`, or None for the prior's own.
+    """
     blank = torch.zeros(1, 3, prior.resolution, prior.resolution, device=device)
     shape = prior.encode(blank).expand(len(generators), -1, -1, -1)
     x = _noise(shape, generators)
-    return prior.decode(denoise_with_consistency(prior, x, trajectory, None, (), None, generators)).clamp(0, 1)
+    condition = None if context is None else Condition(None, context=context)
+    return prior.decode(denoise_with_consistency(prior, x, trajectory, condition, (), None, generators)).clamp(0, 1)
 
 
 def denoise_with_consistency(

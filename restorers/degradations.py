@@ -3,7 +3,7 @@
 The generic recipe follows the one-and-a-half order degradations of GFPGAN and Real-ESRGAN (Wang et al. 2021), for
 windows of photos at their own pixels. It is deliberately broad and knows nothing of any particular camera. All
 functions take and return float32 `[B, 3, H, W]`, RGB, `[0, 1]`; randomness comes from the `torch.Generator` that is
-passed in (on the CPU).
+passed in, and arises where that lies.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ class GenericDegradation:
     good camera are, and a restorer that saw strong defects alone takes their detail away."""
     clean_probability: float = 0.1
     """Chance of an image to stay as it is: a restorer that never saw a good photo softens every one it gets."""
+    chunk: int = 4
+    """Images that share the resampling factor and the steps that are left out; a GPU is faster with many."""
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
-        """Degrades each image of the batch on its own; chunks of four share the resampling factor."""
-        return torch.cat([self._chunk(chunk, generator) for chunk in image.split(4)])
+        """Degrades each image of the batch on its own; those of a chunk share the resampling factor."""
+        return torch.cat([self._chunk(chunk, generator) for chunk in image.split(self.chunk)])
 
     def _chunk(self, image: Tensor, generator: Generator) -> Tensor:
         x, (count, _, height, width) = image, image.shape
-        skip = _uniform(5, (0.0, 1.0), generator) < self.skip_probability
+        skip = [draw < self.skip_probability for draw in _uniform(5, (0.0, 1.0), generator).tolist()]
         mild, reach, grain, sharpen = _uniform(4, (0.0, 1.0), generator).tolist()
         reach = reach / 2 if mild < self.mild_probability else 1.0
         if not skip[0]:
@@ -79,7 +81,7 @@ def luma(image: Tensor) -> Tensor:
 def elliptic_kernels(count: int, sigma: tuple[float, float], generator: Generator) -> Tensor:
     """`[count, k, k]` normalised Gaussian kernels with random axes and angle; `k` covers three sigma."""
     radius = max(1, math.ceil(3 * sigma[1]))
-    axis = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    axis = torch.arange(-radius, radius + 1, dtype=torch.float32, device=generator.device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     s1, s2 = _uniform(count, sigma, generator).view(-1, 1, 1), _uniform(count, sigma, generator).view(-1, 1, 1)
     angle = _uniform(count, (0.0, math.pi), generator).view(-1, 1, 1)
@@ -111,7 +113,7 @@ def add_noise(
     image: Tensor, sigma: Tensor, generator: Generator, grain: tuple[float, float] | None = None
 ) -> Tensor:
     """Adds Gaussian noise of standard deviation `sigma` `[B]`: white, or blurred by a deviation within `grain` px."""
-    noise = torch.randn(image.shape, generator=generator).to(image)
+    noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
     if grain is not None:
         kernels = elliptic_kernels(len(image), grain, generator)
         noise = blur(noise, kernels) / kernels.square().sum((1, 2)).sqrt().view(-1, 1, 1, 1).to(image)
@@ -127,7 +129,7 @@ def sharpened(image: Tensor, amount: Tensor, sigma: float = 1.5) -> Tensor:
 
 def add_shot_noise(image: Tensor, variance: Tensor, generator: Generator) -> Tensor:
     """Adds noise whose variance is `variance * image`, the Gaussian limit of Poisson noise."""
-    noise = torch.randn(image.shape, generator=generator).to(image)
+    noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
     return image + noise * (image.clamp(min=0) * variance.view(-1, 1, 1, 1).to(image)).sqrt()
 
 
@@ -181,4 +183,5 @@ def _part(bounds: tuple[float, float], reach: float) -> tuple[float, float]:
 
 
 def _uniform(count: int, bounds: tuple[float, float], generator: Generator) -> Tensor:
-    return torch.rand(count, generator=generator) * (bounds[1] - bounds[0]) + bounds[0]
+    draws = torch.rand(count, generator=generator, device=generator.device)
+    return draws * (bounds[1] - bounds[0]) + bounds[0]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from adapt.cli import main
-from adapt.dataset import PhotoBank, load_photos, some_gray
+from adapt.dataset import some_gray
 from adapt.errors import AdaptError
+from adapt.photo_bank import PhotoBank, load_photos
 from adapt.photos import write_photo
 from adapt.pretrain_jobs import fixed_pairs
 from adapt.seeds import generator_of

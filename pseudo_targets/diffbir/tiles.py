@@ -33,9 +33,12 @@ class TiledDenoiser:
         weights = gaussian_weights(self.tile, self.tile).to(x_t)
         total, weight = torch.zeros_like(x_t), torch.zeros_like(x_t[:1, :1])
         condition = self.denoiser.condition
+        reference = condition.latent
+        if reference is None:
+            raise ValueError("tiles restore photos: expected a condition with the latent of a cleaned one")
         for top, bottom, left, right in windows(height, width, self.tile, self.stride):
             place = (..., slice(top, bottom), slice(left, right))
-            part = replace(self.denoiser, condition=replace(condition, latent=condition.latent[place]))
+            part = replace(self.denoiser, condition=replace(condition, latent=reference[place]))
             total[place] += weights * part.output(x_t[place], timestep)
             weight[place] += weights
         return total / weight
