@@ -220,8 +220,7 @@ def doctor_command(given: list[str]) -> int:
     return examine(print)
 
 
-def pretrain_command(given: list[str]) -> int:
-    """`adapt pretrain`: trains the mini family."""
+def _pretrain_parser() -> argparse.ArgumentParser:
     epilog = (
         "example:\n"
         "  adapt pretrain all --data pets/ --output weights/\n"
@@ -278,6 +277,12 @@ def pretrain_command(given: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--note", default="", help="what the images are and under what licence, for the model card")
+    return parser
+
+
+def pretrain_command(given: list[str]) -> int:
+    """`adapt pretrain`: trains the mini family."""
+    parser = _pretrain_parser()
     options = parser.parse_args(given)
     if options.network == "all" and options.start_from is not None:
         parser.error("--start-from is the weights of one network: name it in place of `all`")
